@@ -1,0 +1,1 @@
+"""What attention and sampling compute, in plain PyTorch. Triton kernels will stand here beside it."""

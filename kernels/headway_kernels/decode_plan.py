@@ -1,0 +1,132 @@
+"""How a step's paged decode is dealt to a persistent grid: planned once, on the device, for all layers.
+
+Each sequence's visible positions are cut into tiles; laid out KV head by KV head and sequence by sequence
+they make one list, and every program takes an equal share of it. So one context of 65,536 tokens keeps all
+multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing is read by
+the host: a captured graph replays with any lengths.
+
+The plan is one int32 tensor: `tile_starts` [B + 1] counts the tiles before each sequence, and `first_row`
+[programs] says which sequence each program begins with.
+
+Shape suffixes: B sequences, W programs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headway_kernels.launch import capability, num_multiprocessors
+from headway_kernels.tiles import Tiles, padded, tiles
+
+PLANNED = 8  # programs of the grid that one program of the planner looks after
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodePlan:
+    """parts, lse: where programs leave results of sequences that they share with others: [2 W, rows, D] and
+    [2 W, rows] in float32; a program shares the first and the last of its sequences, at most.
+    """
+
+    tile: Tiles
+    window: int | None
+    blocks: int  # of query heads that a KV head's make
+    num_programs: int
+    tile_starts: Tensor
+    first_row: Tensor
+    parts: Tensor
+    lse: Tensor
+
+
+def plan_decode(
+    context_lens_B: Tensor,
+    *,
+    num_kv_heads: int,
+    group: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int | None = None,
+    tile: Tiles | None = None,
+    num_programs: int | None = None,
+) -> DecodePlan:
+    """The plan of `run_decode` for all layers of a step that have these heads and this window.
+
+    context_lens_B: int32, the newest token included; group: the most query heads that share a KV head.
+    """
+    device = context_lens_B.device
+    tile = tile or tiles(
+        "paged_decode",
+        head_dim=head_dim,
+        group=group,
+        page_size=1,
+        dtype=dtype,
+        capability=capability(device),
+    )
+    num_seqs = len(context_lens_B)
+    num_programs = num_programs or num_multiprocessors(device) * tile.programs
+    blocks = -(-group // tile.rows)
+    made = torch.empty(num_seqs + 1 + num_programs, dtype=torch.int32, device=device)
+    plan = DecodePlan(
+        tile=tile,
+        window=window,
+        blocks=blocks,
+        num_programs=num_programs,
+        tile_starts=made[: num_seqs + 1],
+        first_row=made[num_seqs + 1 :],
+        parts=torch.empty(2 * num_programs, tile.rows, head_dim, dtype=torch.float32, device=device),
+        lse=torch.empty(2 * num_programs, tile.rows, dtype=torch.float32, device=device),
+    )
+    _plan_kernel[(triton.cdiv(num_programs, PLANNED),)](
+        context_lens_B,
+        plan.tile_starts,
+        plan.first_row,
+        num_seqs,
+        num_kv_heads * blocks,
+        num_programs,
+        window or 0,
+        SEQS=padded(num_seqs + 1),
+        POSITIONS=tile.positions,
+        HAS_WINDOW=window is not None,
+        WORKERS=PLANNED,
+        num_warps=4,
+    )
+    return plan
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "num_programs", "window"])
+def _plan_kernel(
+    context_lens_ptr,
+    tile_starts_ptr,
+    first_row_ptr,
+    num_seqs,
+    num_blocks,
+    num_programs,
+    window,
+    SEQS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    WORKERS: tl.constexpr,
+):
+    """Every program counts all tiles anew: that is cheaper than waiting for one that would."""
+    row_B = tl.arange(0, SEQS)
+    real_B = row_B < num_seqs
+    context_len_B = tl.load(context_lens_ptr + row_B, mask=real_B, other=0)
+    num_tiles_B = tl.cdiv(context_len_B, POSITIONS)
+    if HAS_WINDOW:
+        num_tiles_B -= tl.maximum(context_len_B - window, 0) // POSITIONS
+    end_B = tl.cumsum(num_tiles_B, 0)
+    total = tl.sum(num_tiles_B, 0)
+    if tl.program_id(0) == 0:
+        tl.store(tile_starts_ptr + row_B, end_B - num_tiles_B, mask=row_B <= num_seqs)
+    worker_W = tl.program_id(0) * WORKERS + tl.arange(0, WORKERS)
+    first_W = worker_W * share(total * num_blocks, num_programs) % tl.maximum(total, 1)
+    row_W = tl.sum((real_B[None] & (end_B[None] <= first_W[:, None])).to(tl.int32), 1)
+    tl.store(first_row_ptr + worker_W, row_W, mask=worker_W < num_programs)
+
+
+@triton.jit
+def share(num_tiles, num_programs):
+    """Tiles that each program takes: the last ones may find fewer, or none."""
+    return tl.cdiv(num_tiles, num_programs)

@@ -1,0 +1,96 @@
+"""Partial attention results over disjoint parts of a context, merged by their log-sum-exps.
+
+    lse = log sum_k exp(lse_k),   out = sum_k exp(lse_k - lse) * out_k
+
+Exact, in any order (arXiv 2501.01005, section 2.2). A part that saw nothing has lse minus infinity and weighs
+nothing, whatever its output holds. Layout: parts [K, T, Q, D] with lse [K, T, Q] -> out [T, Q, D].
+Grid: one program a token and head; parts are taken `PARTS` at a time.
+
+Shape suffixes: as in `reference`; K parts of a context.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
+from headway_kernels.tiles import padded
+
+
+def merge(
+    parts_KTQD: Tensor,
+    lse_KTQ: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    out_TQD: Tensor | None = None,
+    lse_TQ: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.merge` -> (out_TQD, lse_TQ), in the given tensors if there are any.
+
+    lse_KTQ: float32, natural logarithms. Raises ValueError for shapes that do not fit each other.
+    """
+    num_parts, num_tokens, num_heads, head_dim = parts_KTQD.shape
+    if lse_KTQ.shape != parts_KTQD.shape[:3] or lse_KTQ.dtype != torch.float32:
+        shape = list(parts_KTQD.shape[:3])
+        raise ValueError(f"merge: lse must be float32 {shape}, got {lse_KTQ.dtype} {list(lse_KTQ.shape)}")
+    parts_KTQD, lse_KTQ = parts_KTQD.contiguous(), lse_KTQ.contiguous()
+    if out_TQD is None:
+        out_TQD = torch.empty(parts_KTQD.shape[1:], dtype=dtype or parts_KTQD.dtype, device=parts_KTQD.device)
+    if lse_TQ is None:
+        lse_TQ = torch.empty(lse_KTQ.shape[1:], dtype=torch.float32, device=parts_KTQD.device)
+    if num_tokens * num_heads:
+        _merge_kernel[(num_tokens * num_heads,)](
+            parts_KTQD,
+            lse_KTQ,
+            out_TQD,
+            lse_TQ,
+            num_parts,
+            num_tokens * num_heads,
+            D=head_dim,
+            WIDE=padded(head_dim),
+            PARTS=min(padded(num_parts, 1), 16),
+            num_warps=1,
+        )
+    return out_TQD, lse_TQ
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def _merge_kernel(
+    parts_ptr,
+    lse_parts_ptr,
+    out_ptr,
+    lse_ptr,
+    num_parts,
+    num_rows,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    d_D = tl.arange(0, WIDE)
+    max_, sum_ = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
+    acc_D = tl.zeros((WIDE,), tl.float32)
+    for begin in range(0, num_parts, PARTS):
+        part_K = begin + tl.arange(0, PARTS)
+        lse_K = tl.load(lse_parts_ptr + part_K * num_rows + row, mask=part_K < num_parts, other=float("-inf"))
+        row_K = part_K.to(tl.int64) * num_rows + row
+        acc_D, sum_, max_ = merge_step(
+            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K * LOG2_E, d_D < D
+        )
+    seen = sum_ > 0.0
+    sum_ = tl.where(seen, sum_, 1.0)
+    tl.store(out_ptr + row * D + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
+    tl.store(lse_ptr + row, tl.where(seen, (max_ + tl.log2(sum_)) * LN_2, float("-inf")))
+
+
+@triton.jit
+def merge_step(acc_D, sum_, max_, part_ptr_KD, lse_K, real_D):
+    """Take the parts at `part_ptr_KD`, whose log-sum-exps are `lse_K` in base 2; those of minus infinity are
+    not read.
+    """
+    part_KD = tl.load(part_ptr_KD, mask=(lse_K > LOWEST)[:, None] & real_D, other=0.0).to(tl.float32)
+    new_max = tl.maximum(max_, tl.max(lse_K, 0))
+    weight_K = tl.exp2(lse_K - new_max)
+    keep = tl.exp2(max_ - new_max)
+    return acc_D * keep + tl.sum(part_KD * weight_K[:, None], 0), sum_ * keep + tl.sum(weight_K, 0), new_max

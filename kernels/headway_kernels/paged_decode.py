@@ -1,0 +1,371 @@
+"""Attention of the newest token of each sequence to its context in the page pool.
+
+    out[b, q] = softmax_l(f(scale * q[b, q] . k[l, g(q)])) @ v[l, g(q)],  l < context_len[b]
+
+Memory-bound: K and V are read once, so the query heads of a KV head are the rows of one tile (16 at least,
+what a matrix product takes). A persistent grid takes equal shares of all tiles of positions (`decode_plan`).
+A sequence that lies in one share is written at once; the others leave partial results, which a second kernel
+merges by log-sum-exp (`merge`). Layout: q, out [B, Q, D]; pools [pages, kv_heads, page_size, D], gathered by
+pointer; the next tile's page numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then
+(B, Q) for the merge.
+
+Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
+run), Stream-K (arXiv 2301.03598, equal shares).
+
+Shape suffixes: as in `reference`; M rows and N positions of a tile, K parts of a context.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headway_kernels.decode_plan import DecodePlan, plan_decode, share
+from headway_kernels.launch import bounds_tensor, check_attention, heads_of, precision
+from headway_kernels.merge import merge_step
+from headway_kernels.online_softmax import (
+    LN_2,
+    LOG2_E,
+    LOWEST,
+    first_step,
+    last_step,
+    shape_scores,
+    softmax_step,
+)
+from headway_kernels.tiles import padded
+
+
+def paged_decode(
+    q_BQD: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    *,
+    page_table_BP: Tensor,
+    context_lens_B: Tensor,
+    max_context_len: int,
+    group_bounds: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    alibi_slopes_Q: Tensor | None = None,
+    plan: DecodePlan | None = None,
+    out_BQD: Tensor | None = None,
+    lse_BQ: Tensor | None = None,
+) -> Tensor:
+    """As `reference.paged_decode` -> out_BQD, in the given tensor if there is one.
+
+    plan: of this step, for this window; made here if it is not given. A sequence without a context gives
+        zeros.
+    lse_BQ: float32; filled with the natural logarithm of each row's sum of exponentials, sink included.
+    Raises ValueError for tensors that do not fit each other.
+    """
+    del max_context_len  # the lengths on the device say it
+    check_attention(
+        "paged_decode",
+        q_BQD,
+        k_pool,
+        v_pool,
+        table=page_table_BP,
+        context_lens=context_lens_B,
+        group_bounds=group_bounds,
+        sinks=sinks_Q,
+        slopes=alibi_slopes_Q,
+        scale=scale,
+    )
+    if plan is None:
+        plan = plan_decode(
+            context_lens_B,
+            num_kv_heads=k_pool.shape[1],
+            group=heads_of(group_bounds),
+            head_dim=q_BQD.shape[2],
+            dtype=q_BQD.dtype,
+            window=window,
+        )
+    if plan.window != window:
+        raise ValueError(f"paged_decode: plan must be for a window of {window}, got one of {plan.window}")
+    out_BQD = torch.empty_like(q_BQD) if out_BQD is None else out_BQD
+    if not len(q_BQD):
+        return out_BQD
+    num_seqs, num_heads, head_dim = q_BQD.shape
+    num_blocks = k_pool.shape[1] * plan.blocks
+    bounds = bounds_tensor(tuple(group_bounds), q_BQD.device)
+    lse_row = 0 if lse_BQ is None else lse_BQ.stride(0)
+    plain = softcap is None and alibi_slopes_Q is None
+    _decode_kernel[(plan.num_programs,)](
+        q_BQD,
+        k_pool,
+        v_pool,
+        out_BQD,
+        lse_BQ,
+        plan.parts,
+        plan.lse,
+        page_table_BP,
+        context_lens_B,
+        plan.tile_starts,
+        plan.first_row,
+        bounds,
+        sinks_Q,
+        alibi_slopes_Q,
+        num_seqs,
+        num_blocks,
+        scale * LOG2_E.value if plain else scale,
+        window or 0,
+        softcap or 0.0,
+        q_BQD.stride(0),
+        q_BQD.stride(1),
+        out_BQD.stride(0),
+        out_BQD.stride(1),
+        k_pool.stride(0),
+        k_pool.stride(1),
+        k_pool.stride(2),
+        v_pool.stride(0),
+        v_pool.stride(1),
+        v_pool.stride(2),
+        page_table_BP.stride(0),
+        lse_row,
+        PAGE=k_pool.shape[2],
+        D=head_dim,
+        WIDE=padded(head_dim),
+        ROWS=plan.tile.rows,
+        POSITIONS=plan.tile.positions,
+        BLOCKS=plan.blocks,
+        HAS_WINDOW=window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        HAS_SINKS=sinks_Q is not None,
+        HAS_ALIBI=alibi_slopes_Q is not None,
+        HAS_LSE=lse_BQ is not None,
+        PRECISION=precision(q_BQD.dtype),
+        num_warps=plan.tile.num_warps,
+        num_stages=plan.tile.num_stages,
+    )
+    _merge_shares_kernel[(num_seqs, num_heads)](
+        plan.parts,
+        plan.lse,
+        out_BQD,
+        lse_BQ,
+        plan.tile_starts,
+        bounds,
+        sinks_Q,
+        num_seqs,
+        num_blocks,
+        plan.num_programs,
+        out_BQD.stride(0),
+        out_BQD.stride(1),
+        lse_row,
+        KV_HEADS=k_pool.shape[1],
+        D=head_dim,
+        WIDE=padded(head_dim),
+        ROWS=plan.tile.rows,
+        BLOCKS=plan.blocks,
+        PARTS=16,
+        HAS_SINKS=sinks_Q is not None,
+        HAS_LSE=lse_BQ is not None,
+        num_warps=2,
+    )
+    return out_BQD
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "window"])
+def _decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    parts_ptr,
+    parts_lse_ptr,
+    table_ptr,
+    context_lens_ptr,
+    tile_starts_ptr,
+    first_row_ptr,
+    bounds_ptr,
+    sinks_ptr,
+    slopes_ptr,
+    num_seqs,
+    num_blocks,
+    scale,
+    window,
+    softcap,
+    q_row,
+    q_head,
+    out_row,
+    out_head,
+    k_page,
+    k_head,
+    k_slot,
+    v_page,
+    v_head,
+    v_slot,
+    table_row,
+    lse_row,
+    PAGE: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    SHAPED: tl.constexpr = HAS_SOFTCAP or HAS_ALIBI
+    EXACT: tl.constexpr = PRECISION == "ieee"
+    fold = 1.0 if SHAPED else scale
+    worker = tl.program_id(0)
+    total = tl.load(tile_starts_ptr + num_seqs)
+    per = share(total * num_blocks, tl.num_programs(0))
+    done = worker * per
+    end = tl.minimum(done + per, total * num_blocks)
+    row = tl.load(first_row_ptr + worker)
+    slot = 2 * worker  # the first piece's; the last one's is the next
+    n_N = tl.arange(0, POSITIONS)
+    d_D = tl.arange(0, WIDE)
+    m_M = tl.arange(0, ROWS)
+    while done < end:
+        block = done // total
+        place = done - block * total
+        row = tl.where(place == 0, 0, row)
+        while tl.load(tile_starts_ptr + row + 1) <= place:  # sequences without a tile
+            row += 1
+        row_start = tl.load(tile_starts_ptr + row)
+        num_tiles = tl.load(tile_starts_ptr + row + 1) - row_start
+        first = place - row_start
+        last = tl.minimum(num_tiles, first + end - done)
+        context_len = tl.load(context_lens_ptr + row)
+        oldest = 0
+        if HAS_WINDOW:
+            oldest = tl.maximum(context_len - window, 0)
+
+        kv_head = block // BLOCKS
+        head_M = tl.load(bounds_ptr + kv_head) + block % BLOCKS * ROWS + m_M
+        real_M = head_M < tl.load(bounds_ptr + kv_head + 1)
+        long_row = row.to(tl.int64)
+        q_MD = tl.load(
+            q_ptr + long_row * q_row + head_M[:, None] * q_head + d_D,
+            mask=real_M[:, None] & (d_D < D),
+            other=0.0,
+        )
+        slope_M = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0) if HAS_ALIBI else None
+        max_M, sum_M = first_step(sinks_ptr + head_M if HAS_SINKS else None, real_M, HAS_SINKS)
+        if HAS_SINKS:  # the sink counts once
+            max_M = tl.where(first == 0, max_M, LOWEST)
+            sum_M = tl.where(first == 0, sum_M, 0.0)
+        acc_MD = tl.zeros((ROWS, WIDE), tl.float32)
+
+        pages = table_ptr + long_row * table_row
+        keys = k_ptr + kv_head.to(tl.int64) * k_head
+        values = v_ptr + kv_head.to(tl.int64) * v_head
+        begin = (oldest // POSITIONS + first) * POSITIONS
+        stop = tl.minimum((oldest // POSITIONS + last) * POSITIONS, context_len)
+        position_N = begin + n_N
+        page_N = tl.load(
+            pages + position_N // PAGE, mask=(position_N >= oldest) & (position_N < stop), other=0
+        )
+        for position in range(begin, stop, POSITIONS):
+            position_N = position + n_N
+            there_N = (position_N >= oldest) & (position_N < stop)
+            there_ND = there_N[:, None] & (d_D < D)
+            slot_N = position_N % PAGE
+            long_page_N = page_N.to(tl.int64)
+            k_ND = tl.load(
+                keys + (long_page_N * k_page + slot_N * k_slot)[:, None] + d_D, mask=there_ND, other=0.0
+            )
+            v_ND = tl.load(
+                values + (long_page_N * v_page + slot_N * v_slot)[:, None] + d_D, mask=there_ND, other=0.0
+            )
+            next_N = position_N + POSITIONS
+            page_N = tl.load(pages + next_N // PAGE, mask=next_N < stop, other=0)
+            score_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
+            if SHAPED:
+                distance_N = context_len - 1 - position_N
+                score_MN = shape_scores(
+                    score_MN, distance_N[None], scale, softcap, slope_M, HAS_SOFTCAP, HAS_ALIBI, EXACT
+                )
+            score_MN = tl.where(there_N[None], score_MN, float("-inf"))
+            acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
+
+        out_MD, lse_M = last_step(acc_MD, sum_M, max_M)
+        real_MD = real_M[:, None] & (d_D < D)
+        if last - first == num_tiles:
+            tl.store(
+                out_ptr + long_row * out_row + head_M[:, None] * out_head + d_D,
+                out_MD.to(out_ptr.dtype.element_ty),
+                mask=real_MD,
+            )
+            if HAS_LSE:
+                tl.store(lse_ptr + long_row * lse_row + head_M, lse_M * LN_2, mask=real_M)
+        else:
+            tl.store(parts_ptr + (slot * ROWS + m_M)[:, None] * D + d_D, out_MD, mask=real_MD)
+            tl.store(parts_lse_ptr + slot * ROWS + m_M, lse_M, mask=real_M)
+        slot = 2 * worker + 1
+        done += last - first
+        row += 1
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "num_programs"])
+def _merge_shares_kernel(
+    parts_ptr,
+    parts_lse_ptr,
+    out_ptr,
+    lse_ptr,
+    tile_starts_ptr,
+    bounds_ptr,
+    sinks_ptr,
+    num_seqs,
+    num_blocks,
+    num_programs,
+    out_row,
+    out_head,
+    lse_row,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):
+    """One sequence and query head; nothing to do where the sequence lies in one share."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    d_D = tl.arange(0, WIDE)
+    total = tl.load(tile_starts_ptr + num_seqs)
+    start = tl.load(tile_starts_ptr + row)
+    num_tiles = tl.load(tile_starts_ptr + row + 1) - start
+    out_ptr += row.to(tl.int64) * out_row + head * out_head
+    if num_tiles == 0:
+        tl.store(out_ptr + d_D, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
+        if HAS_LSE:
+            nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
+            tl.store(lse_ptr + row * lse_row + head, nothing)
+        return
+    kv_head = 0
+    for other in tl.static_range(1, KV_HEADS):
+        kv_head += (tl.load(bounds_ptr + other) <= head).to(tl.int32)
+    within = head - tl.load(bounds_ptr + kv_head)
+    start += (kv_head * BLOCKS + within // ROWS) * total
+    per = share(total * num_blocks, num_programs)
+    first = start // per
+    last = (start + num_tiles - 1) // per
+    if first == last:
+        return
+    max_, sum_ = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
+    acc_D = tl.zeros((WIDE,), tl.float32)
+    for begin in range(first, last + 1, PARTS):
+        worker_K = begin + tl.arange(0, PARTS)
+        # A share that begins before the sequence has it as its last piece, else as its first.
+        slot_K = 2 * worker_K + (worker_K * per < start).to(tl.int32)
+        row_K = slot_K * ROWS + within % ROWS
+        lse_K = tl.load(parts_lse_ptr + row_K, mask=worker_K <= last, other=float("-inf"))
+        acc_D, sum_, max_ = merge_step(
+            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K, d_D < D
+        )
+    tl.store(out_ptr + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
+    if HAS_LSE:
+        tl.store(lse_ptr + row * lse_row + head, (max_ + tl.log2(sum_)) * LN_2)
