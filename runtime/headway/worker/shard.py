@@ -1,0 +1,216 @@
+"""A rank in the making: weights first, then the pool sized by what is left, then the rank itself.
+
+All ranks must agree on the number of pages, so it is settled between `budget` and `ready`, by whoever
+starts them.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import psutil
+import torch
+
+from headway.core.config import EngineConfig
+from headway.core.errors import ConfigError, StartError
+from headway.core.sampling import SamplingParams
+from headway.core.step import Admission, Ledger, PageGrant, StepPlan
+from headway.model.collectives import Collectives
+from headway.model.decoder import Decoder
+from headway.model.folder import read_spec
+from headway.model.loader import load
+from headway.model.weights import shard_plan
+from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
+from headway.worker.rank import Rank
+from headway_kernels import reference
+
+Progress = Callable[[int, int], None]
+# By kind of device; imported where it is used, since Triton is not to be had everywhere.
+OPS = {"cpu": "headway_kernels.reference", "cuda": "headway_kernels.gpu"}
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """ "auto", "cpu" or "cuda" to a device. Raises StartError for a GPU that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise StartError(f"GPU {index} is needed, this host has {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
+
+
+def pick_dtype(name: str, checkpoint: str, device: torch.device) -> torch.dtype:
+    """ "auto" takes float32 on a CPU, where half precision is slow, and the checkpoint's dtype on a GPU."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else checkpoint
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+class Shard:
+    """One rank's part of the model in `folder`, loaded on `device`.
+
+    Raises ModelError for a folder that cannot be served, ConfigError for settings that do not fit it,
+    StartError if the device's memory is too small.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: EngineConfig,
+        collectives: Collectives,
+        device: torch.device,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.spec = read_spec(folder)
+        self.dtype = pick_dtype(config.dtype, self.spec.dtype, device)
+        self.max_model_len = _max_model_len(config.max_model_len, self.spec.max_model_len)
+        self._collectives = collectives
+        self._plan = shard_plan(self.spec, collectives.world_size)
+        mine = self._plan.rank(collectives.rank)
+        self._heads = mine.heads
+        try:
+            params = load(
+                folder, self._plan, collectives.rank, device=device, dtype=self.dtype, progress=progress
+            )
+        except torch.OutOfMemoryError as error:
+            need = mine.target_bytes(self.dtype.itemsize) / 2**30
+            raise StartError(
+                f"no memory for the weights: rank {collectives.rank} needs {need:.1f} GiB"
+            ) from error
+        self.weight_bytes = sum(tensor.nbytes for tensor in params.values())
+        ops = import_module(OPS[device.type])
+        self._decoder = Decoder(self.spec, mine.heads, params, mine.vocab, collectives, ops)
+
+    @property
+    def page_bytes(self) -> int:
+        return page_bytes(
+            self.spec,
+            num_kv_heads=self._heads.num_kv_heads,
+            page_size=self.config.page_size,
+            dtype=self.dtype,
+        )
+
+    def budget(self) -> PoolBudget:
+        """What is left for pages here. On a GPU every rank must call it together: it runs one full step."""
+        pages_a_row = -(-self.max_model_len // self.config.page_size)
+        useful = self.config.max_num_rows * pages_a_row
+        fraction = self.config.memory_fraction
+        if self.device.type == "cpu":
+            available = free_bytes() // self._collectives.world_size
+            return PoolBudget(
+                total=available,
+                fraction=fraction,
+                taken=0,  # what is available is net of the weights already
+                activations=_cpu_activations(self) + self._decode_bytes,
+                page_bytes=self.page_bytes,
+                useful_pages=useful,
+            )
+        activations = self._measure_activations()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return PoolBudget(
+            total=total,
+            fraction=fraction,
+            taken=total - free,
+            activations=activations + self._decode_bytes,
+            page_bytes=self.page_bytes,
+            useful_pages=useful,
+        )
+
+    @property
+    def _decode_bytes(self) -> int:
+        """The most that a step of decoding gathers of the pool, one layer at a time."""
+        a_row = self.max_model_len * self.page_bytes // (self.config.page_size * self.spec.num_layers)
+        return max(min(self.config.max_num_rows * a_row, reference.DECODE_BYTES), a_row)
+
+    def ready(self, num_pages: int) -> Rank:
+        """The rank, with a pool of `num_pages` in each group."""
+        try:
+            pool = KvPool(
+                self.spec,
+                num_pages=num_pages,
+                num_kv_heads=self._heads.num_kv_heads,
+                page_size=self.config.page_size,
+                dtype=self.dtype,
+                device=self.device,
+            )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            size = num_pages * self.page_bytes / 2**30
+            raise StartError(f"no memory for {num_pages} KV pages ({size:.1f} GiB)") from error
+        return Rank(
+            decoder=self._decoder,
+            collectives=self._collectives,
+            pool=pool,
+            vocab_sizes=[len(vocab) for vocab in self._plan.vocab],
+            max_num_rows=self.config.max_num_rows,
+            max_model_len=self.max_model_len,
+            device=self.device,
+        )
+
+    def _measure_activations(self) -> int:
+        """Peak bytes of the largest step beyond what is held before it, and what it leaves cached."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        plan = largest_step(self)
+        rank = self.ready(max(len(grant.pages) for grant in plan.grants) * len(plan.admissions))
+        pool_bytes = rank.pool.num_bytes
+        rank.launch(plan).result()
+        peak = torch.cuda.max_memory_allocated(self.device) - before - pool_bytes
+        del rank
+        torch.cuda.empty_cache()
+        return peak
+
+
+def largest_step(shard: Shard) -> StepPlan:
+    """A step that fills the token budget with prompts as long as the model takes them."""
+    budget, page_size = shard.config.max_num_tokens, shard.config.page_size
+    length = min(budget, shard.max_model_len)
+    num_rows = min(max(budget // length, 1), shard.config.max_num_rows)
+    pages = -(-length // page_size)
+    admissions = tuple(
+        Admission(
+            row=row,
+            token_ids=(0,) * length,
+            num_prompt_tokens=length,
+            sampling=SamplingParams(top_p=0.9),
+            seed=0,
+        )
+        for row in range(num_rows)
+    )
+    grants = tuple(
+        PageGrant(row=row, group=group, pages=tuple(range(row * pages, (row + 1) * pages)))
+        for row in range(num_rows)
+        for group in range(len(shard.spec.windows))
+    )
+    work = {"rows": tuple(range(num_rows)), "num_tokens": (length,) * num_rows, "samples": (True,) * num_rows}
+    draft = StepPlan(step=0, admissions=admissions, grants=grants, **work)  # type: ignore[arg-type]
+    digest = Ledger().apply(draft)
+    return StepPlan(step=0, admissions=admissions, grants=grants, digest=digest, **work)  # type: ignore[arg-type]
+
+
+def free_bytes() -> int:
+    """The host's memory that can be had, within the limit of a container's control group."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(min(free, int(limit) - used), 0)
+
+
+def _cpu_activations(shard: Shard) -> int:
+    """A bound for the host: a step's widest tensors in float32, a few of each alive at once."""
+    spec = shard.spec
+    mlp = max(spec.mlp_size, spec.experts.top_k * spec.experts.mlp_size if spec.experts else 0)
+    width = 4 * spec.hidden_size + 4 * mlp + 2 * spec.vocab_size
+    return 4 * shard.config.max_num_tokens * width // shard._collectives.world_size
+
+
+def _max_model_len(asked: int | None, context: int) -> int:
+    if asked is not None and asked > context:
+        raise ConfigError(f"max_model_len must be at most {context} (the model's context), got {asked}")
+    return asked or context
