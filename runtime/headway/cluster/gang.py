@@ -1,0 +1,185 @@
+"""A replica's ranks as one: placed, started and stopped together.
+
+Ray is needed to start and to stop; once the ranks have met, no token passes through it.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headway.cluster.session import RaySession
+from headway.cluster.shard_actor import LOOPBACK, ShardActor
+from headway.core.config import EngineConfig
+from headway.core.env import ACTOR_VARIABLES
+from headway.core.errors import HeadwayError, StartError
+from headway.core.request import ReplicaInfo
+from headway.engine.build import ShardFacts
+from headway.model.loader import Progress
+
+PLACE_TIMEOUT_S = 25.0
+STOP_TIMEOUT_S = 5.0
+POLL_S = 0.1
+CPUS_PER_RANK = {"cpu": 0.1, "cuda": 1.0}  # a rank on a GPU wants a core; ranks on a CPU share what there is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """A replica that takes requests at `target`, and how long each phase of its start took in seconds."""
+
+    target: str
+    token: str
+    info: ReplicaInfo
+    shards: tuple[ShardFacts, ...]
+    phases: dict[str, float]
+
+
+class Gang:
+    """The ranks of one replica. `start` either returns with all of them at work or leaves none behind."""
+
+    def __init__(self, session: RaySession, model: str, config: EngineConfig) -> None:
+        self._session = session
+        self._ray = session.ray
+        self._model = model
+        self._config = config
+        self._group: Any = None
+        self._actors: list[Any] = []
+        self._phases: dict[str, float] = {}
+
+    def start(self, on_progress: Progress | None = None) -> Replica:
+        """Start every rank. on_progress: called with bytes of weights read and to read, over all ranks.
+
+        Raises StartError with the cause and the rank if one cannot start, or after
+        `config.start_timeout_s`; ModelError and ConfigError as the ranks find them.
+        """
+        try:
+            return self._start(time.monotonic() + self._config.start_timeout_s, on_progress)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, deadline: float, on_progress: Progress | None) -> Replica:
+        self._phase("place", self._place)
+        hosts = self._phase("spawn", lambda: self._all("locate", deadline))
+        token = secrets.token_hex(32)
+        self._phase("meet", lambda: self._meet(hosts, deadline))
+        shards = self._phase("load", lambda: self._all("load", deadline, on_progress=on_progress))
+        num_pages = min(shard.num_pages for shard in shards)
+        link_host = LOOPBACK if self._session.local else hosts[0]
+        services = self._phase("begin", lambda: self._all("begin", deadline, num_pages, link_host, token))
+        leader = services[0]
+        return Replica(
+            target=leader.address, token=token, info=leader.info, shards=tuple(shards), phases=self._phases
+        )
+
+    def _place(self) -> None:
+        """Reserve a place for every rank, then create the actors there."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        needs = self._needs()
+        self._group = placement_group([needs] * self._config.tp, strategy="PACK")
+        timeout_s = min(PLACE_TIMEOUT_S, self._config.start_timeout_s)
+        if not self._group.wait(timeout_seconds=timeout_s):
+            raise StartError(
+                f"tp={self._config.tp} needs {self._config.tp} x {_describe(needs)}, "
+                f"the Ray cluster has {_describe(self._ray.available_resources())} free"
+            )
+        actor = self._ray.remote(ShardActor)
+        self._actors = [
+            actor.options(
+                num_cpus=needs["CPU"],
+                num_gpus=needs.get("GPU", 0),
+                max_restarts=0,  # a lost rank has no communicator to come back to
+                max_concurrency=2,  # `progress` answers while `load` runs
+                runtime_env={"env_vars": ACTOR_VARIABLES},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=self._group, placement_group_bundle_index=rank
+                ),
+            ).remote(rank, self._model, self._config)
+            for rank in range(self._config.tp)
+        ]
+
+    def _needs(self) -> dict[str, float]:
+        """What a rank takes of the cluster. "auto" means GPUs where the cluster has any."""
+        num_gpus = self._ray.cluster_resources().get("GPU", 0)
+        if self._config.device == "cpu" or (self._config.device == "auto" and not num_gpus):
+            return {"CPU": CPUS_PER_RANK["cpu"]}
+        if self._session.local and num_gpus < self._config.tp:
+            raise StartError(f"tp={self._config.tp} needs {self._config.tp} GPUs, this host has {num_gpus:g}")
+        return {"CPU": CPUS_PER_RANK["cuda"], "GPU": 1.0}
+
+    def _meet(self, hosts: list[str], deadline: float) -> None:
+        rendezvous = self._wait([self._actors[0].open.remote(hosts)], "open", deadline)[0]
+        self._all("meet", deadline, hosts, rendezvous)
+
+    def _phase(self, name: str, run: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = run()
+        self._phases[name] = time.monotonic() - start
+        return result
+
+    def _all(
+        self, method: str, deadline: float, *arguments: Any, on_progress: Progress | None = None
+    ) -> list[Any]:
+        """Call `method` on every rank at once."""
+        refs = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        return self._wait(refs, method, deadline, on_progress)
+
+    def _wait(
+        self, refs: Sequence[Any], method: str, deadline: float, on_progress: Progress | None = None
+    ) -> list[Any]:
+        """The results in order of rank. The first rank that fails decides: the others may wait for it."""
+        pending = list(refs)
+        while pending:
+            done, pending = self._ray.wait(pending, num_returns=1, timeout=POLL_S)
+            for ref in done:
+                self._result(ref, refs.index(ref), method)
+            if on_progress is not None:
+                self._report(on_progress)
+            if pending and time.monotonic() > deadline:
+                late = [refs.index(ref) for ref in pending]
+                raise StartError(
+                    f"ranks {late} did not finish '{method}' within start_timeout_s "
+                    f"({self._config.start_timeout_s:g} s)"
+                )
+        return [self._result(ref, rank, method) for rank, ref in enumerate(refs)]
+
+    def _result(self, ref: Any, rank: int, method: str) -> Any:
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, HeadwayError):
+                raise type(cause)(str(cause)) from None
+            raise StartError(f"rank {rank} failed in '{method}': {type(cause).__name__}: {cause}") from None
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StartError(f"rank {rank} died in '{method}': {reason}") from None
+
+    def _report(self, on_progress: Progress) -> None:
+        try:
+            parts = self._ray.get([actor.progress.remote() for actor in self._actors], timeout=1)
+        except self._ray.exceptions.RayError:
+            return  # what failed is told by the call that is waited for
+        on_progress(sum(done for done, _ in parts), sum(total for _, total in parts))
+
+    def stop(self) -> None:
+        """End every rank: by asking, then by force. Safe to call twice."""
+        actors, self._actors = self._actors, []
+        try:
+            self._ray.wait(
+                [actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=STOP_TIMEOUT_S
+            ) if actors else None
+        finally:
+            for actor in actors:
+                self._ray.kill(actor)
+            if self._group is not None:
+                self._ray.util.remove_placement_group(self._group)
+                self._group = None
+
+
+def _describe(resources: dict[str, float]) -> str:
+    """Like "0.1 CPU and 1 GPU"."""
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU") if kind in resources)

@@ -1,0 +1,39 @@
+"""What can be known to fail before Ray is started: a mistake then costs a second, not ten."""
+
+from pathlib import Path
+
+from headway.cluster.session import LOCAL
+from headway.core.config import EngineConfig
+from headway.core.errors import ConfigError, StartError
+from headway.model.checkpoint import read_checkpoint
+from headway.model.folder import read_spec, resolve
+from headway.model.weights import shard_plan
+
+
+def preflight(model: str, config: EngineConfig, *, ray: str = "local", num_replicas: int = 1) -> Path:
+    """The folder of `model`, after every check that needs neither Ray nor, without GPUs, torch.
+
+    ray: as for RaySession. Weights and GPUs are looked at only where the ranks are to be on this host.
+    Raises ModelError, ConfigError, StartError.
+    """
+    folder = resolve(model)
+    spec = read_spec(folder)
+    plan = shard_plan(spec, config.tp)
+    if config.max_model_len is not None and config.max_model_len > spec.max_model_len:
+        limit = f"{spec.max_model_len} (the model's context)"
+        raise ConfigError(f"max_model_len must be at most {limit}, got {config.max_model_len}")
+    if ray in LOCAL:
+        plan.check(read_checkpoint(folder))
+        _check_gpus(config, num_replicas)
+    return folder
+
+
+def _check_gpus(config: EngineConfig, num_replicas: int) -> None:
+    if config.device != "cuda":
+        return
+    import torch
+
+    needed, found = config.tp * num_replicas, torch.cuda.device_count()
+    if found < needed:
+        what = f"tp={config.tp}" if num_replicas == 1 else f"{num_replicas} replicas of tp={config.tp}"
+        raise StartError(f"{what} on device=cuda needs {needed} GPUs, this host has {found}")
