@@ -1,0 +1,300 @@
+"""`headway bench`: figures as a table, and as JSON for whoever keeps them."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headway.cluster.session import RaySession
+    from headway.core.config import EngineConfig
+    from headway.model.spec import DecoderSpec
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine; nothing here decides a test.")
+
+Model = Annotated[str, typer.Option(help="A folder in Hugging Face layout, a hub name, or demo.")]
+Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+NumPrompt = Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of each prompt.")]
+NumTokens = Annotated[int, typer.Option("--tokens", min=2, help="Tokens generated a stream.")]
+Output = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
+
+
+@app.command()
+def latency(
+    model: Model = "demo",
+    device: Device = "auto",
+    num_prompt: NumPrompt = 32,
+    num_tokens: NumTokens = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 5,
+    output: Output = None,
+) -> None:
+    """One stream on one rank, beside transformers' generate in the same run."""
+    from statistics import median
+
+    from headway.cluster.preflight import preflight
+    from headway.core.config import EngineConfig
+    from headway.model.folder import read_spec
+
+    _check_output(output)
+    config = EngineConfig(device=device)
+    folder = preflight(model, config)
+    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+
+    from headway.bench.decode import DecodeBench
+    from headway.bench.peer import transformers_ms_per_token
+
+    bench = DecodeBench(folder, config)
+    bench.run(prompt, num_streams=1, num_tokens=num_tokens)
+    runs = [bench.run(prompt, num_streams=1, num_tokens=num_tokens) for _ in range(repeats)]
+    bench.close()
+    ours = sorted(runs, key=lambda run: run.ms_per_token)[len(runs) // 2]
+    total_ms = median(run.ttft_ms + run.ms_per_token * (num_tokens - 1) for run in runs) / num_tokens
+    peer = transformers_ms_per_token(
+        folder, prompt, num_tokens=num_tokens, device=ours.device, dtype=ours.dtype, repeats=repeats
+    )
+    rows = [
+        ("first token, ms", f"{ours.ttft_ms:.2f}"),
+        ("ms a token", f"{ours.ms_per_token:.3f}"),
+        ("outside the model, ms a step", _or_dash(ours.outside_ms)),
+        ("ms a token, prompt included", f"{total_ms:.3f}"),
+        ("transformers generate, the same", _or_dash(peer)),
+        ("speed relative to transformers", _or_dash(peer and peer / total_ms, "{:.2f}x")),
+    ]
+    figures = asdict(ours) | {"ms_per_token_with_prompt": total_ms, "transformers_ms_per_token": peer}
+    _report(
+        f"Latency of {model}: 1 stream, {ours.device}, {ours.dtype}",
+        ("figure", "value"),
+        rows,
+        figures,
+        output,
+    )
+
+
+@app.command()
+def throughput(
+    model: Model = "demo",
+    device: Device = "auto",
+    num_prompt: NumPrompt = 32,
+    num_tokens: NumTokens = 128,
+    streams: Annotated[
+        list[int] | None, typer.Option(min=1, help="Streams at once; may be repeated. [1 4 16]")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Several streams at once on one rank."""
+    from headway.cluster.preflight import preflight
+    from headway.core.config import EngineConfig
+    from headway.model.folder import read_spec
+
+    _check_output(output)
+    numbers = streams or [1, 4, 16]
+    config = EngineConfig(device=device, max_num_rows=max(*numbers, 64))
+    folder = preflight(model, config)
+    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+
+    from headway.bench.decode import DecodeBench
+
+    bench = DecodeBench(folder, config)
+    for number in numbers:
+        bench.run(prompt, num_streams=number, num_tokens=num_tokens)
+    runs = [bench.run(prompt, num_streams=number, num_tokens=num_tokens) for number in numbers]
+    bench.close()
+    base = runs[0].tokens_per_s
+    rows = [
+        (
+            str(run.num_streams),
+            f"{run.step_ms:.3f}",
+            _or_dash(run.outside_ms),
+            f"{run.tokens_per_s:,.0f}",
+            f"{run.tokens_per_s / base:.2f}x",
+        )
+        for run in runs
+    ]
+    columns = ("streams", "ms a step", "outside the model", "tokens/s", "relative")
+    title = f"Throughput of {model}: {runs[0].device}, {runs[0].dtype}"
+    _report(title, columns, rows, [asdict(run) for run in runs], output)
+
+
+@app.command()
+def tp(
+    model: Model = "demo",
+    device: Device = "auto",
+    max_tp: Annotated[int, typer.Option(min=1, help="Measure 1, 2, ... up to this many ranks.")] = 2,
+    num_prompt: NumPrompt = 32,
+    num_tokens: NumTokens = 64,
+    streams: Annotated[
+        list[int] | None, typer.Option(min=1, help="Streams at once; may be repeated. [1 16]")
+    ] = None,
+    frame_bytes: Annotated[int, typer.Option(min=1, help="Size of a plan in the round trips.")] = 256,
+    trips: Annotated[int, typer.Option(min=1, help="Round trips timed.")] = 2000,
+    ray: Annotated[str, typer.Option(help="auto or local, else HOST:PORT.")] = "auto",
+    output: Output = None,
+) -> None:
+    """Ranks on Ray: the step channel beside Ray's own ways, and decoding speed by number of ranks."""
+    from headway.cluster.preflight import preflight
+    from headway.core.config import EngineConfig
+    from headway.model.folder import read_spec
+
+    _check_output(output)
+    folder = preflight(model, EngineConfig(tp=max_tp, device=device), ray=ray)
+    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+
+    from headway.bench.channel import round_trips
+    from headway.bench.scaling import measure
+    from headway.cluster.session import RaySession
+
+    with RaySession(ray, num_ranks=max_tp) as session:
+        found = round_trips(session, num_bytes=frame_bytes, num_trips=trips)
+        runs = [
+            run
+            for size in range(1, max_tp + 1)
+            for run in measure(
+                session,
+                model,
+                EngineConfig(tp=size, device=device),
+                prompt,
+                num_streams=streams or [1, 16],
+                num_tokens=num_tokens,
+            )
+        ]
+    channel_us = next(iter(found.values()))["p50_us"]
+    rows = [
+        (way, f"{times['p50_us']:.1f}", f"{times['p99_us']:.1f}", f"{times['p50_us'] / channel_us:.1f}x")
+        for way, times in found.items()
+    ]
+    title = f"Round trips of {frame_bytes} bytes, microseconds"
+    _report(title, ("way", "median", "p99", "relative"), rows, None, None)
+    speeds = [
+        (
+            str(run.tp),
+            str(run.num_streams),
+            f"{run.start_s:.2f}",
+            f"{run.ms_per_token:.3f}",
+            f"{run.tokens_per_s:,.0f}",
+        )
+        for run in runs
+    ]
+    columns = ("ranks", "streams", "start, s", "ms a token", "tokens/s")
+    figures = {"round_trips": found, "scaling": [asdict(run) for run in runs]}
+    _report(f"Tensor parallelism of {model}: {runs[0].device}", columns, speeds, figures, output)
+
+
+@app.command()
+def attention(
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 15,
+    output: Output = None,
+) -> None:
+    """The attention kernels on one GPU, beside PyTorch's flash and cuDNN backends in the same run."""
+    _check_output(output)
+    import torch
+
+    from headway.bench.attention import (
+        DECODE,
+        DECODE_NAMES,
+        PREFILL,
+        PREFILL_NAMES,
+        decode_us,
+        prefill_us,
+    )
+    from headway.core.errors import StartError
+
+    if not torch.cuda.is_available():
+        raise StartError("bench attention needs a GPU, this host has none")
+    device = torch.cuda.get_device_name()
+    prefill = [(row, prefill_us(row, repeats)) for row in PREFILL]
+    speeds = [
+        (str(row), *(_or_dash(row.tflops(us.get(name)), "{:.0f}") for name in PREFILL_NAMES))
+        for row, us in prefill
+    ]
+    columns = ("causal prefill", "ours, dense", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN")
+    _report(f"Attention on {device}, bfloat16, TFLOP/s", columns, speeds, None, None)
+    decode = [(row, decode_us(row, repeats)) for row in DECODE]
+    times = [
+        (
+            str(row),
+            *(_or_dash(us.get(name), "{:.1f}") for name in DECODE_NAMES),
+            f"{row.kv_bytes / us['paged'] / 1e6:.2f}",
+        )
+        for row, us in decode
+    ]
+    columns = ("decode, a layer", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN", "ours, TB/s")
+    figures = [{"row": str(row), "us": us} for row, us in (*prefill, *decode)]
+    _report(f"Decode on {device}, bfloat16, microseconds", columns, times, figures, output)
+
+
+@app.command()
+def idle(
+    model: Model = "demo",
+    device: Device = "auto",
+    tp: Annotated[int, typer.Option(min=1, help="Ranks of the server, and actors of Ray alone.")] = 2,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each is watched.")] = 20.0,
+    output: Output = None,
+) -> None:
+    """An idle server beside Ray with as many idle actors: share of a core, all processes together."""
+    import asyncio
+
+    from headway.bench.idle import ray_alone
+    from headway.cluster.preflight import preflight
+    from headway.cluster.session import RaySession
+    from headway.core.config import EngineConfig
+
+    _check_output(output)
+    config = EngineConfig(tp=tp, device=device)
+    preflight(model, config)
+    with RaySession("local", num_ranks=tp) as session:
+        base = ray_alone(session, num_actors=tp, seconds=seconds)
+        whole = asyncio.run(_idle_server(session, model, config, seconds))
+    rows = [
+        (f"Ray with {tp} idle actors", f"{100 * base:.2f}"),
+        (f"an idle server with {tp} ranks", f"{100 * whole:.2f}"),
+        ("the server adds", f"{100 * (whole - base):.2f}"),
+    ]
+    figures = {"ray_share": base, "server_share": whole, "tp": tp, "seconds": seconds}
+    _report("Idle, percent of a core", ("what", "percent"), rows, figures, output)
+
+
+async def _idle_server(session: "RaySession", model: str, config: "EngineConfig", seconds: float) -> float:
+    from headway.bench.idle import server
+    from headway.cli.deployment import deploy
+    from headway.serving.server import ServerConfig
+
+    async with deploy(session, model, config, ServerConfig(address="127.0.0.1:0")):
+        return await server(seconds)
+
+
+def _prompt(spec: "DecoderSpec", num_prompt: int, num_tokens: int) -> list[int]:
+    """Token ids that are the same on every run and not all alike. Raises ConfigError if they do not fit."""
+    if num_prompt + num_tokens > spec.max_model_len:
+        limit = f"at most {spec.max_model_len} (the model's context)"
+        raise ConfigError(f"prompt-tokens plus tokens must be {limit}, got {num_prompt + num_tokens}")
+    return [(7 * index + 1) % spec.vocab_size for index in range(num_prompt)]
+
+
+def _check_output(output: Path | None) -> None:
+    """Raises ConfigError where no file can be written: told before minutes of measuring."""
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ConfigError(f"json must be a file in a folder that exists, got '{output}'")
+
+
+def _or_dash(value: float | None, form: str = "{:.3f}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _report(title: str, columns: Any, rows: Any, figures: Any, output: Path | None) -> None:
+    """The table on stdout; the figures as JSON in `output`, or on stdout's last line where it is a pipe."""
+    from headway.cli.report import print_line
+    from headway.cli.table import print_table
+
+    print_table(title, columns, rows)
+    if figures is None:
+        return
+    text = json.dumps(figures)
+    if output is not None:
+        output.write_text(text + "\n")
+    elif not sys.stdout.isatty():
+        print_line(text)

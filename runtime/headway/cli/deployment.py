@@ -1,0 +1,87 @@
+"""Replicas on Ray behind a gRPC front end, for as long as a block runs: what `serve` and `demo` stand on."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from headway.cluster.gang import Gang, Replica
+from headway.cluster.session import RaySession
+from headway.core.config import EngineConfig
+from headway.link.client import ReplicaLink
+from headway.model.folder import read_spec, resolve
+from headway.model.loader import Progress
+from headway.serving.model import ServedModel
+from headway.serving.server import Server, ServerConfig
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """server: listening; replicas: ready. seconds: from the first rank's placement until then."""
+
+    server: Server
+    replicas: Sequence[Replica]
+    seconds: float
+
+
+@asynccontextmanager
+async def deploy(
+    session: RaySession,
+    model: str,
+    config: EngineConfig,
+    server_config: ServerConfig,
+    *,
+    num_replicas: int = 1,
+    on_progress: Progress | None = None,
+) -> AsyncIterator[Deployment]:
+    """Start the front end (so that a taken port is known at once), then the replicas, then serve.
+
+    Raises ModelError, ConfigError, StartError; then nothing is left behind.
+    """
+    start = time.monotonic()
+    folder = resolve(model)
+    served = ServedModel.load(folder, name=model, eos_token_ids=read_spec(folder).eos_token_ids)
+    async with AsyncExitStack() as stack:
+        gangs = [Gang(session, model, config) for _ in range(num_replicas)]
+        for gang in gangs:
+            stack.callback(gang.stop)
+        server = await Server.start(served, [], server_config)
+        stack.push_async_callback(server.stop)  # before the gangs: streams end in an orderly way
+        replicas = await asyncio.gather(*(asyncio.to_thread(gang.start, on_progress) for gang in gangs))
+        for replica in replicas:
+            link = await ReplicaLink.connect(replica.target, replica.token)
+            server.router.add(link)
+        yield Deployment(server=server, replicas=replicas, seconds=time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def until(stopped: asyncio.Event, work: Awaitable[Result]) -> Result | None:
+    """What `work` gives; None if `stopped` is set first, `work` then being cancelled and awaited."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return None if stopped.is_set() else working.result()
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
