@@ -1,0 +1,126 @@
+"""The attention kernels on a GPU: fresh inputs, poisoned memory, every launch judged against float64.
+
+The kernels are imported by the tests: where there is no GPU, they run in Triton's interpreter elsewhere.
+"""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from attention_cases import HEADS, VARIANTS
+from attention_checks import check_decode, check_prefill
+
+pytestmark = pytest.mark.gpu
+GPU: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
+CHUNKS = [(70, 70), (1, 400), (0, 33), (300, 900), (1, 1), (513, 513)]
+LENGTHS = [1, 400, 0, 16, 900, 2049]
+
+
+def prefill(*arguments: Any, **options: Any) -> None:
+    from headway_kernels.gpu import flash_prefill
+
+    check_prefill(flash_prefill, *arguments, **GPU | options)
+
+
+def decode(*arguments: Any, **options: Any) -> None:
+    from headway_kernels.gpu import paged_decode, plan_decode
+
+    check_decode(paged_decode, plan_decode, *arguments, **GPU | options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_every_variant_and_grouping(heads: str, variant: str) -> None:
+    prefill(CHUNKS, HEADS[heads], variant, head_dim=128)
+    decode(LENGTHS, HEADS[heads], variant, head_dim=128)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+def test_every_head_size(head_dim: int, variant: str) -> None:
+    prefill(CHUNKS, HEADS["GQA"], variant, head_dim=head_dim)
+    decode(LENGTHS, HEADS["GQA"], variant, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128, 1024])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_every_page_size(head_dim: int, page_size: int) -> None:
+    prefill(CHUNKS, HEADS["ragged"], "window", head_dim=head_dim, page_size=page_size)
+    decode(LENGTHS, HEADS["ragged"], "window", head_dim=head_dim, page_size=page_size)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_long_prompts_in_larger_pages(head_dim: int, variant: str) -> None:
+    prefill([(70, 70), (1500, 1500), (0, 0), (1, 1)], HEADS["ragged"], variant, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+def test_float16(variant: str) -> None:
+    prefill(CHUNKS, HEADS["ragged"], variant, dtype=torch.float16)
+    decode(LENGTHS, HEADS["ragged"], variant, dtype=torch.float16)
+
+
+def test_float32_stays_float32() -> None:
+    """The hardware's exponential is good to 2^-22 and PyTorch's to half of that: not twice, but near."""
+    from headway_kernels.gpu import flash_prefill
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 300, 64, device="cuda") for _ in range(3))
+    found = flash_prefill(
+        q[0].transpose(0, 1),
+        k,
+        v,
+        page_table_SP=torch.zeros(1, 1, dtype=torch.int32, device="cuda"),
+        query_starts=torch.tensor([0, 300], dtype=torch.int32, device="cuda"),
+        context_lens_S=torch.tensor([300], dtype=torch.int32, device="cuda"),
+        lengths=[(300, 300)],
+        group_bounds=range(5),
+        scale=0.125,
+    )
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), is_causal=True
+    )
+    assert float((found.transpose(0, 1) - exact[0]).norm() / exact.norm()) < 1e-6
+
+
+def test_a_captured_step_follows_the_lengths_without_waiting() -> None:
+    """One graph, planned inside, replayed with other lengths; nothing waits for the device."""
+    from headway_kernels.gpu import paged_decode, plan_decode
+
+    torch.manual_seed(0)
+    pools = [torch.randn(64, 2, 16, 128, device="cuda").bfloat16() for _ in range(2)]
+    table = torch.randperm(64, device="cuda").int().view(4, 16)
+    q = torch.randn(4, 7, 128, device="cuda").bfloat16()
+    lengths = torch.tensor([256, 1, 17, 100], dtype=torch.int32, device="cuda")
+
+    def step() -> torch.Tensor:
+        plan = plan_decode(lengths, num_kv_heads=2, group=5, head_dim=128, dtype=torch.bfloat16)
+        return paged_decode(
+            q,
+            *pools,
+            page_table_BP=table,
+            context_lens_B=lengths,
+            max_context_len=256,
+            group_bounds=(0, 5, 7),
+            scale=0.1,
+            plan=plan,
+        )
+
+    step()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode calls itself a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for new in ([256, 1, 17, 100], [3, 256, 0, 16]):
+        lengths.copy_(torch.tensor(new, dtype=torch.int32))
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, step())

@@ -1,0 +1,27 @@
+"""Decoding in pieces: how much the reference gathers at once."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from headway_kernels import reference
+
+
+def test_a_batch_larger_than_the_bound_is_decoded_in_pieces_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    lengths = [5, 16, 1, 33, 20]
+    k_pool, v_pool = torch.randn(2, 20, 2, 16, 8)
+    q_BQD = torch.randn(len(lengths), 6, 8)
+    batch: dict[str, Any] = {
+        "page_table_BP": torch.randperm(20)[:15].view(5, 3).int(),
+        "context_lens_B": torch.tensor(lengths, dtype=torch.int32),
+        "max_context_len": max(lengths),
+        "group_bounds": (0, 3, 6),
+        "scale": 0.3,
+    }
+    whole = reference.paged_decode(q_BQD, k_pool, v_pool, **batch)
+    monkeypatch.setattr(reference, "DECODE_BYTES", 2 * reference.decode_bytes(k_pool, max(lengths)))
+    torch.testing.assert_close(reference.paged_decode(q_BQD, k_pool, v_pool, **batch), whole)

@@ -1,0 +1,98 @@
+"""Flash prefill in Triton's interpreter: float32 and float16, against float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from attention_cases import HEADS, VARIANTS
+from attention_checks import check_prefill
+from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.tiles import Tiles
+
+SMALL = Tiles(rows=32, positions=32, num_warps=4, num_stages=2)
+BOXES = Tiles(rows=32, positions=16, num_warps=4, num_stages=2, boxes=True)
+CHUNKS = [(7, 7), (1, 40), (0, 33), (20, 70), (1, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_over_ragged_groups(variant: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, dtype=dtype, tile=SMALL)
+
+
+@pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
+def test_groups_of_any_size_fill_a_tile(heads: str) -> None:
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, [(3, 3), (5, 37)], HEADS[heads], "window", tile=SMALL)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, [(3, 3), (9, 150)], (0, 2), head_dim=head_dim, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+def test_tiles_fetched_as_boxes(variant: str) -> None:
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, head_dim=80, page_size=32, tile=BOXES)
+
+
+@pytest.mark.parametrize("page_size", [16, 24])
+def test_a_long_prompt_is_copied_into_larger_pages_first(page_size: int) -> None:
+    """Prompts computed whole, one of 1024 tokens: the last page is part-filled, what is behind it is NaN."""
+    torch.manual_seed(0)
+    check_prefill(
+        flash_prefill,
+        [(3, 3), (1030, 1030)],
+        (0, 1),
+        "window",
+        head_dim=16,
+        page_size=page_size,
+        dtype=torch.float16,
+    )
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 15, 16, 17, 31, 32, 64])), min_size=1, max_size=4
+    ).filter(lambda lengths: any(new for new, _ in lengths)),
+    page_size=st.sampled_from([16, 24, 64]),
+    variant=st.sampled_from(sorted(VARIANTS)),
+    seed=st.integers(0, 2**16),
+)
+def test_any_lengths_and_page_sizes(
+    lengths: list[tuple[int, int]], page_size: int, variant: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    chunks = [(new, new + old) for new, old in lengths]
+    check_prefill(flash_prefill, chunks, (0, 3, 4), variant, head_dim=16, page_size=page_size, tile=SMALL)
+
+
+def test_arguments_that_do_not_fit_are_named() -> None:
+    pool = torch.zeros(4, 2, 16, 64)
+    arguments = {
+        "page_table_SP": torch.zeros(1, 4, dtype=torch.int32),
+        "query_starts": torch.tensor([0, 3], dtype=torch.int32),
+        "context_lens_S": torch.tensor([3], dtype=torch.int32),
+        "lengths": [(3, 3)],
+        "group_bounds": (0, 2, 4),
+        "scale": 1.0,
+    }
+    q = torch.zeros(3, 4, 64)
+    for wrong, message in [
+        ({"page_table_SP": torch.zeros(1, 4)}, "page_table must be int32"),
+        ({"group_bounds": (0, 2, 5)}, "group_bounds must go from 0 to 4"),
+        ({"group_bounds": (0, 4)}, r"k_pool must be \[pages, 1, page_size, 64\]"),
+        ({"scale": 0.0}, "scale must be positive, got 0.0"),
+        ({"sinks_Q": torch.zeros(3)}, r"sinks_Q must be \[4\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"flash_prefill: {message}"):
+            flash_prefill(q, pool, pool, **{**arguments, **wrong})
+    with pytest.raises(ValueError, match=r"flash_prefill: v_pool must be torch\.float32"):
+        flash_prefill(q, pool, pool.half(), **arguments)

@@ -1,0 +1,109 @@
+"""Paged decode in Triton's interpreter: float32 and float16, against float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from attention_cases import HEADS, VARIANTS
+from attention_checks import check_decode
+from headway_kernels.decode_plan import plan_decode
+from headway_kernels.paged_decode import paged_decode
+from headway_kernels.tiles import Tiles
+
+SMALL = Tiles(rows=16, positions=16, num_warps=4, num_stages=2)
+LENGTHS = [1, 40, 0, 16, 65]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_over_ragged_groups(variant: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    check_decode(
+        paged_decode, plan_decode, LENGTHS, HEADS["ragged"], variant, dtype=dtype, tile=SMALL, num_programs=5
+    )
+
+
+@pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
+def test_groups_of_any_size(heads: str) -> None:
+    torch.manual_seed(0)
+    check_decode(paged_decode, plan_decode, [37, 3], HEADS[heads], "window", tile=SMALL, num_programs=3)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
+    torch.manual_seed(0)
+    check_decode(paged_decode, plan_decode, [3, 150], (0, 2), head_dim=head_dim, dtype=torch.float16)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, 90]), min_size=1, max_size=6),
+    page_size=st.sampled_from([16, 24, 64]),
+    variant=st.sampled_from(sorted(VARIANTS)),
+    num_programs=st.integers(1, 40),
+    seed=st.integers(0, 2**16),
+)
+def test_any_lengths_dealt_to_any_number_of_programs(
+    lengths: list[int], page_size: int, variant: str, num_programs: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    check_decode(
+        paged_decode,
+        plan_decode,
+        lengths,
+        (0, 3, 4),
+        variant,
+        head_dim=16,
+        page_size=page_size,
+        tile=SMALL,
+        num_programs=num_programs,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=9),
+    window=st.sampled_from([None, 1, 16, 50]),
+    num_programs=st.integers(1, 30),
+)
+def test_a_plan_says_where_each_equal_share_begins(
+    lengths: list[int], window: int | None, num_programs: int
+) -> None:
+    plan = plan_decode(
+        torch.tensor(lengths, dtype=torch.int32),
+        num_kv_heads=3,
+        group=4,
+        head_dim=64,
+        dtype=torch.float32,
+        window=window,
+        tile=SMALL,
+        num_programs=num_programs,
+    )
+    seen = [range(0 if window is None else max(0, length - window), length) for length in lengths]
+    owners = [row for row, span in enumerate(seen) for _ in {position // 16 for position in span}]
+    starts = plan.tile_starts.tolist()
+    assert starts == [sum(owner < row for owner in owners) for row in range(len(lengths) + 1)]
+    each = -(-3 * len(owners) // num_programs)
+    for worker, row in enumerate(plan.first_row.tolist()):
+        if worker * each < 3 * len(owners):
+            assert row == owners[worker * each % len(owners)]
+
+
+def test_a_plan_for_another_window_is_refused() -> None:
+    lengths, pool = torch.tensor([3], dtype=torch.int32), torch.zeros(1, 1, 16, 64)
+    plan = plan_decode(lengths, num_kv_heads=1, group=2, head_dim=64, dtype=torch.float32, window=8)
+    with pytest.raises(ValueError, match="plan must be for a window of None, got one of 8"):
+        paged_decode(
+            torch.zeros(1, 2, 64),
+            pool,
+            pool,
+            page_table_BP=torch.zeros(1, 1, dtype=torch.int32),
+            context_lens_B=lengths,
+            max_context_len=3,
+            group_bounds=(0, 2),
+            scale=1.0,
+            plan=plan,
+        )

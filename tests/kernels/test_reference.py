@@ -1,0 +1,393 @@
+"""Each reference op against a naive computation in float64."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from headway_kernels import reference
+
+HEADS = {
+    "MHA": (3, (0, 1, 2, 3)),
+    "MQA": (1, (0, 5)),
+    "GQA": (2, (0, 4, 8)),
+    "ragged, five queries of one KV head and two of the next": (2, (0, 5, 7)),
+}
+
+
+@dataclass
+class Cache:
+    """Sequences' keys and values [L, G, D] laid out in pools whose every other slot is NaN."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    k_pool: Tensor
+    v_pool: Tensor
+    table: Tensor  # int32 [S, P]; behind a sequence's pages it points anywhere
+
+
+def make_cache(lengths: list[int], num_kv_heads: int, page_size: int, head_dim: int = 6) -> Cache:
+    torch.manual_seed(sum(lengths) + page_size)
+    counts = [-(-length // page_size) for length in lengths]
+    num_pages = sum(counts) + 3
+    pools = [
+        torch.full((num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=torch.float64)
+        for _ in range(2)
+    ]
+    order = torch.randperm(num_pages)
+    table = torch.randint(0, num_pages, (len(lengths), max(counts) + 2), dtype=torch.int32)
+    cache = Cache([], [], *pools, table)
+    for row, (length, pages) in enumerate(zip(lengths, order[: sum(counts)].split(counts), strict=True)):
+        table[row, : len(pages)] = pages
+        cache.keys.append(torch.randn(length, num_kv_heads, head_dim, dtype=torch.float64))
+        cache.values.append(torch.randn(length, num_kv_heads, head_dim, dtype=torch.float64))
+        for position in range(length):
+            page, offset = int(pages[position // page_size]), position % page_size
+            pools[0][page, :, offset] = cache.keys[row][position]
+            pools[1][page, :, offset] = cache.values[row][position]
+    return cache
+
+
+def naive_attention(
+    q_TQD: Tensor,
+    k_LGD: Tensor,
+    v_LGD: Tensor,
+    bounds: tuple[int, ...],
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    alibi_slopes_Q: Tensor | None = None,
+) -> Tensor:
+    """One query and head at a time; the queries are the last T of the L positions."""
+    out_TQD = torch.empty_like(q_TQD)
+    start = len(k_LGD) - len(q_TQD)
+    for t in range(len(q_TQD)):
+        low = 0 if window is None else max(0, start + t + 1 - window)
+        for group in range(len(bounds) - 1):
+            k, v = k_LGD[low : start + t + 1, group], v_LGD[low : start + t + 1, group]
+            for head in range(bounds[group], bounds[group + 1]):
+                scores = (k @ q_TQD[t, head]) * scale
+                if softcap is not None:
+                    scores = (scores / softcap).tanh() * softcap
+                if alibi_slopes_Q is not None:
+                    scores -= alibi_slopes_Q[head] * torch.arange(len(scores)).flip(0)
+                exponents = scores.exp()
+                total = exponents.sum() + (0 if sinks_Q is None else sinks_Q[head].exp())
+                out_TQD[t, head] = exponents / total @ v
+    return out_TQD
+
+
+def decode(q: Tensor, cache: Cache, lengths: list[int], slack: int = 0, **options: object) -> Tensor:
+    return reference.paged_decode(
+        q,
+        cache.k_pool,
+        cache.v_pool,
+        page_table_BP=cache.table,
+        context_lens_B=torch.tensor(lengths, dtype=torch.int32),
+        max_context_len=max(lengths) + slack,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def prefill(q: Tensor, cache: Cache, lengths: list[tuple[int, int]], **options: object) -> Tensor:
+    queries = torch.tensor([0, *(count for count, _ in lengths)], dtype=torch.int32)
+    return reference.flash_prefill(
+        q,
+        cache.k_pool,
+        cache.v_pool,
+        page_table_SP=cache.table,
+        query_starts=queries.cumsum(0, dtype=torch.int32),
+        context_lens_S=torch.tensor([context for _, context in lengths], dtype=torch.int32),
+        lengths=lengths,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("lengths", [[13], [1, 16, 17, 5], [33, 4, 8]])
+def test_decode_attends_to_its_own_pages_alone(
+    lengths: list[int], heads: str, page_size: int, window: int | None
+) -> None:
+    num_kv_heads, bounds = HEADS[heads]
+    cache = make_cache(lengths, num_kv_heads, page_size)
+    q = torch.randn(len(lengths), bounds[-1], 6, dtype=torch.float64)
+    out = decode(q, cache, lengths, group_bounds=bounds, scale=0.3, window=window)
+    for row in range(len(lengths)):
+        naive = naive_attention(q[row : row + 1], cache.keys[row], cache.values[row], bounds, 0.3, window)
+        torch.testing.assert_close(out[row : row + 1], naive)
+
+
+VARIANTS = {
+    "softcap": {"softcap": 0.7},
+    "sinks": {"sinks_Q": torch.linspace(-1, 2, 7, dtype=torch.float64)},
+    "ALiBi": {"alibi_slopes_Q": torch.linspace(0.05, 0.6, 7, dtype=torch.float64)},
+}
+VARIANTS["all"] = VARIANTS["softcap"] | VARIANTS["sinks"] | VARIANTS["ALiBi"]
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("bounds", [(0, 7), (0, 5, 7)], ids=["MQA", "ragged"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_soft_caps_sinks_and_alibi_hold_in_decode_and_prefill(
+    variant: str, bounds: tuple[int, ...], window: int | None
+) -> None:
+    options = {"group_bounds": bounds, "scale": 0.3, "window": window, **VARIANTS[variant]}
+    for lengths in ([13], [1, 16, 9]):
+        cache = make_cache(lengths, len(bounds) - 1, 4)
+        q = torch.randn(len(lengths), 7, 6, dtype=torch.float64)
+        whole = torch.randn(sum(lengths), 7, 6, dtype=torch.float64)
+        decoded = decode(q, cache, lengths, **options)
+        prefilled = prefill(whole, cache, [(length, length) for length in lengths], **options)
+        for row, parts in enumerate(zip(decoded.split(1), q.split(1), strict=True)):
+            out, query = parts
+            naive = naive_attention(
+                query, cache.keys[row], cache.values[row], bounds, 0.3, window, **VARIANTS[variant]
+            )
+            torch.testing.assert_close(out, naive)
+        for row, parts in enumerate(zip(prefilled.split(lengths), whole.split(lengths), strict=True)):
+            out, query = parts
+            naive = naive_attention(
+                query, cache.keys[row], cache.values[row], bounds, 0.3, window, **VARIANTS[variant]
+            )
+            torch.testing.assert_close(out, naive)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_decode_takes_a_longer_bound_on_the_context(window: int | None) -> None:
+    lengths = [9, 3]
+    cache = make_cache(lengths, 2, 4)
+    q = torch.randn(2, 4, 6, dtype=torch.float64)
+    options = {"group_bounds": (0, 2, 4), "scale": 1.0, "window": window}
+    exact = decode(q, cache, lengths, **options)
+    torch.testing.assert_close(decode(q, cache, lengths, slack=8, **options), exact)
+
+
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_a_window_needs_no_page_that_it_has_left(page_size: int) -> None:
+    lengths, window = [40, 23], 6
+    cache = make_cache(lengths, 2, page_size)
+    q = torch.randn(2, 4, 6, dtype=torch.float64)
+    options = {"group_bounds": (0, 2, 4), "scale": 1.0, "window": window}
+    before = decode(q, cache, lengths, **options), decode(q[:1], cache, lengths[:1], **options)
+    for row, length in enumerate(lengths):
+        left = (length - window) // page_size
+        cache.k_pool[cache.table[row, :left].long()] = torch.nan
+        cache.v_pool[cache.table[row, :left].long()] = torch.nan
+    after = decode(q, cache, lengths, **options), decode(q[:1], cache, lengths[:1], **options)
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("heads", HEADS)
+def test_prefill_is_causal_over_cached_and_new_tokens(heads: str, page_size: int, window: int | None) -> None:
+    num_kv_heads, bounds = HEADS[heads]
+    lengths = [(7, 7), (1, 12), (5, 18), (1, 1), (16, 32)]  # (new, with cached)
+    cache = make_cache([context for _, context in lengths], num_kv_heads, page_size)
+    q = torch.randn(sum(count for count, _ in lengths), bounds[-1], 6, dtype=torch.float64)
+    out = prefill(q, cache, lengths, group_bounds=bounds, scale=0.3, window=window)
+    start = 0
+    for row, (count, _) in enumerate(lengths):
+        part = slice(start, start + count)
+        naive = naive_attention(q[part], cache.keys[row], cache.values[row], bounds, 0.3, window)
+        torch.testing.assert_close(out[part], naive)
+        start += count
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("chunks", [[1, 18], [4, 4, 11], [17, 1, 1]])
+def test_chunked_prefill_equals_whole_prefill(chunks: list[int], window: int | None) -> None:
+    cache = make_cache([19], 2, 4)
+    q = torch.randn(19, 7, 6, dtype=torch.float64)
+    options = {"group_bounds": (0, 5, 7), "scale": 0.4, "window": window}
+    parts, done = [], 0
+    for chunk in chunks:
+        parts.append(prefill(q[done : done + chunk], cache, [(chunk, done + chunk)], **options))
+        done += chunk
+    torch.testing.assert_close(torch.cat(parts), prefill(q, cache, [(19, 19)], **options))
+
+
+@pytest.mark.parametrize("rotated", [8, 6])
+def test_kv_write_rotates_pairs_and_fills_the_slots_alone(rotated: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 8)
+    angle = torch.randn(5, rotated // 2)
+    pools = [torch.full((6, 2, 4, 8), torch.nan) for _ in range(2)]
+    slots = torch.tensor([7, 8, 0, 23, 13])
+    turned = reference.kv_write(
+        q,
+        k,
+        v,
+        cos_TR=torch.cat((angle, angle), -1).cos(),
+        sin_TR=torch.cat((-angle, angle), -1).sin(),
+        slots_T=slots,
+        k_pool=pools[0],
+        v_pool=pools[1],
+    )
+
+    def naive(x: Tensor) -> Tensor:
+        half = rotated // 2
+        pairs = torch.complex(x[..., :half], x[..., half:rotated])
+        pairs = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+        return torch.cat((pairs.real, pairs.imag, x[..., rotated:]), -1)
+
+    torch.testing.assert_close(turned, naive(q))
+    for pool, rows in zip(pools, (naive(k), v), strict=True):
+        written = pool.transpose(1, 2).reshape(24, 2, 8)
+        torch.testing.assert_close(written[slots], rows)
+        assert int(written.isfinite().all(-1).all(-1).sum()) == 5
+
+
+def test_kv_write_without_angles_leaves_queries_and_keys_as_they_are() -> None:
+    q, k, v = torch.randn(1, 4, 8), torch.randn(1, 2, 8), torch.randn(1, 2, 8)
+    pools = [torch.zeros(2, 2, 4, 8) for _ in range(2)]
+    slot = torch.tensor([5])
+    same = reference.kv_write(
+        q, k, v, cos_TR=None, sin_TR=None, slots_T=slot, k_pool=pools[0], v_pool=pools[1]
+    )
+    assert torch.equal(same, q)
+    assert torch.equal(pools[0][1, :, 1], k[0])
+    assert torch.equal(pools[1][1, :, 1], v[0])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_norm_adds_the_residual_first(biased: bool) -> None:
+    x, residual, weight = torch.randn(3, 33), torch.randn(3, 33), torch.randn(33)
+    bias = torch.randn(33) if biased else None
+    normed, total = reference.layer_norm(x, weight, bias, 1e-5, residual)
+    assert torch.equal(total, x + residual)
+    wide = total.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    torch.testing.assert_close(normed, (expected + (0 if bias is None else bias)).float())
+
+
+def test_a_weight_wider_than_the_values_of_rms_norm_is_not_rounded() -> None:
+    x, weight = torch.randn(3, 33).bfloat16(), 1 + torch.randn(33) / 300
+    expected = reference.rms_norm(x.double(), weight.double(), 1e-6)[0]
+    assert torch.equal(reference.rms_norm(x, weight, 1e-6)[0], expected.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_adds_the_residual_first_and_computes_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, residual, weight = (
+        torch.randn(3, 33).to(dtype),
+        torch.randn(3, 33).to(dtype),
+        torch.randn(33).to(dtype),
+    )
+    normed, total = reference.rms_norm(x, weight, 1e-5, residual)
+    assert torch.equal(total, x + residual)
+    wide = total.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    torch.testing.assert_close(normed, expected.to(dtype))
+    alone, same = reference.rms_norm(total, weight, 1e-5)
+    assert torch.equal(alone, normed)
+    assert same is total
+
+
+def test_silu_mul_takes_the_gate_first() -> None:
+    gate, up = torch.randn(3, 5), torch.randn(3, 5)
+    torch.testing.assert_close(reference.silu_mul(torch.cat((gate, up), -1)), gate * gate.sigmoid() * up)
+
+
+def test_gelu_mul_and_clamped_silu_mul_take_the_gate_first() -> None:
+    gate, up = 3 * torch.randn(9, 5), 3 * torch.randn(9, 5)
+    both = torch.cat((gate, up), -1)
+    exact = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
+    torch.testing.assert_close(reference.gelu_mul(both), exact * up)
+    inner = (2 / math.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    torch.testing.assert_close(reference.gelu_mul(both, "tanh"), gate * 0.5 * (1 + inner.tanh()) * up)
+    low, cut = gate.minimum(torch.tensor(2.0)), up.clamp(-2, 2)
+    expected = low * (1.7 * low).sigmoid() * (cut + 1)
+    torch.testing.assert_close(reference.clamped_silu_mul(both, clamp=2.0, alpha=1.7), expected)
+
+
+def test_the_likeliest_experts_are_chosen_and_their_weights_may_be_renormalised() -> None:
+    logits = torch.randn(6, 5, dtype=torch.float64)
+    weights, experts = reference.route(logits, top_k=2, renormalise=False)
+    probabilities = logits.softmax(-1)
+    for token in range(6):
+        best = sorted(range(5), key=lambda expert: -probabilities[token, expert])[:2]
+        assert experts[token].tolist() == best
+    torch.testing.assert_close(weights.double(), probabilities.gather(1, experts), rtol=1e-6, atol=0)
+    shares, same = reference.route(logits, top_k=2, renormalise=True)
+    assert torch.equal(same, experts)
+    torch.testing.assert_close(shares, weights / weights.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 2, 30])
+def test_moe_is_the_weighted_sum_of_each_tokens_experts(num_tokens: int, biased: bool) -> None:
+    torch.manual_seed(num_tokens)
+    x, gate_up, down = torch.randn(num_tokens, 4), torch.randn(5, 6, 4), torch.randn(5, 4, 3)
+    biases = (torch.randn(5, 6), torch.randn(5, 4)) if biased else (None, None)
+    experts = torch.stack([torch.randperm(5)[:2] for _ in range(num_tokens)])
+    weights = torch.rand(num_tokens, 2)
+    out = reference.moe(
+        x,
+        weights_TK=weights,
+        experts_TK=experts,
+        gate_up_E2IH=gate_up,
+        down_EHI=down,
+        activation=reference.silu_mul,
+        gate_up_bias_E2I=biases[0],
+        down_bias_EH=biases[1],
+    )
+    for token in range(num_tokens):
+        expected = torch.zeros(4)
+        for weight, expert in zip(weights[token], experts[token].tolist(), strict=True):
+            up = gate_up[expert] @ x[token] + (0 if biases[0] is None else biases[0][expert])
+            inner = reference.silu_mul(up[None])[0]
+            expected += weight * (down[expert] @ inner + (0 if biases[1] is None else biases[1][expert]))
+        torch.testing.assert_close(out[token], expected)
+
+
+def test_no_op_reads_a_value_of_its_device() -> None:
+    """On the meta device there are shapes and no values: whatever would wait for a GPU raises here."""
+    with torch.device("meta"):
+        pool, q, k = torch.empty(9, 2, 4, 8), torch.empty(6, 7, 8), torch.empty(6, 2, 8)
+        slots, angle = torch.empty(6, dtype=torch.int64), torch.empty(6, 8)
+        table, lengths = torch.empty(6, 4, dtype=torch.int32), torch.empty(6, dtype=torch.int32)
+    q = reference.kv_write(q, k, k, cos_TR=angle, sin_TR=angle, slots_T=slots, k_pool=pool, v_pool=pool)
+    per_head = torch.empty(7, device="meta")
+    variants = {"softcap": 2.0, "sinks_Q": per_head, "alibi_slopes_Q": per_head}
+    weights, experts = reference.route(torch.empty(6, 5, device="meta"), top_k=2, renormalise=True)
+    mixed = reference.moe(
+        torch.empty(6, 4, device="meta"),
+        weights_TK=weights,
+        experts_TK=experts,
+        gate_up_E2IH=torch.empty(5, 6, 4, device="meta"),
+        down_EHI=torch.empty(5, 4, 3, device="meta"),
+        activation=reference.silu_mul,
+    )
+    assert mixed.shape == (6, 4)
+    for rows, more in product((1, 3), ({}, variants)):
+        for window in (None, 5):
+            common = {"group_bounds": (0, 5, 7), "scale": 1.0, "window": window, **more}
+            decoded = reference.paged_decode(
+                q[:rows],
+                pool,
+                pool,
+                page_table_BP=table[:rows],
+                context_lens_B=lengths[:rows],
+                max_context_len=16,
+                **common,
+            )
+            prefilled = reference.flash_prefill(
+                q,
+                pool,
+                pool,
+                page_table_SP=table[:2],
+                query_starts=lengths[:3],
+                context_lens_S=lengths[:2],
+                lengths=((2, 9), (4, 4)),
+                **common,
+            )
+            assert (decoded.shape, prefilled.shape) == ((rows, 7, 8), (6, 7, 8))

@@ -1,0 +1,142 @@
+"""Run an attention kernel on poisoned memory and judge every row: shared by interpreter and GPU tests."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_cases import Cache, assert_as_exact, make_cache, naive, options_of
+
+SCALE = 0.17
+Launch = Callable[..., Tensor]
+
+
+def check_prefill(
+    flash_prefill: Launch,
+    lengths: Sequence[tuple[int, int]],
+    bounds: Sequence[int],
+    variant: str = "plain",
+    *,
+    head_dim: int = 64,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **settings: Any,
+) -> None:
+    """lengths: (new tokens, tokens with them) of each sequence."""
+    cache = _cache([context for _, context in lengths], bounds, page_size, head_dim, dtype, device)
+    starts = torch.tensor([0, *(count for count, _ in lengths)]).cumsum(0).int()
+    q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
+    options = options_of(variant, bounds[-1], dtype, device)
+    lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
+    out_TQD = flash_prefill(
+        q_TQD,
+        cache.k_pool,
+        cache.v_pool,
+        page_table_SP=cache.table,
+        query_starts=starts.to(device),
+        context_lens_S=torch.tensor([context for _, context in lengths], dtype=torch.int32, device=device),
+        lengths=lengths,
+        group_bounds=bounds,
+        scale=SCALE,
+        out_TQD=torch.full_like(q_TQD, torch.nan),
+        lse_TQ=lse_TQ,
+        **options,
+        **settings,
+    )
+    for row, (start, end) in enumerate(pairwise(starts.tolist())):
+        part = slice(start, end)
+        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], cache, row, bounds, options)
+
+
+def check_decode(
+    paged_decode: Launch,
+    plan_decode: Callable[..., Any],
+    lengths: Sequence[int],
+    bounds: Sequence[int],
+    variant: str = "plain",
+    *,
+    head_dim: int = 64,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **settings: Any,
+) -> None:
+    """lengths: of each sequence's context. `settings` go to the planner."""
+    cache = _cache(lengths, bounds, page_size, head_dim, dtype, device)
+    q_BQD = torch.randn(len(lengths), bounds[-1], head_dim, device=device).to(dtype)
+    options = options_of(variant, bounds[-1], dtype, device)
+    lse_BQ = torch.full(q_BQD.shape[:2], torch.nan, device=device)
+    context_lens_B = torch.tensor(lengths, dtype=torch.int32, device=device)
+    plan = plan_decode(
+        context_lens_B,
+        num_kv_heads=len(bounds) - 1,
+        group=max(high - low for low, high in pairwise(bounds)),
+        head_dim=head_dim,
+        dtype=dtype,
+        window=options.get("window"),
+        **settings,
+    )
+    plan.parts.fill_(torch.nan)
+    plan.lse.fill_(torch.nan)
+    out_BQD = paged_decode(
+        q_BQD,
+        cache.k_pool,
+        cache.v_pool,
+        page_table_BP=cache.table,
+        context_lens_B=context_lens_B,
+        max_context_len=max(lengths),
+        group_bounds=bounds,
+        scale=SCALE,
+        plan=plan,
+        out_BQD=torch.full_like(q_BQD, torch.nan),
+        lse_BQ=lse_BQ,
+        **options,
+    )
+    for row, length in enumerate(lengths):
+        part = slice(row, row + 1)
+        if length:
+            _judge(out_BQD[part], lse_BQ[part], q_BQD[part], cache, row, bounds, options)
+        else:
+            assert torch.equal(out_BQD[row], torch.zeros_like(out_BQD[row]))
+
+
+def _cache(
+    lengths: Sequence[int],
+    bounds: Sequence[int],
+    page_size: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+) -> Cache:
+    return make_cache(
+        lengths,
+        num_kv_heads=len(bounds) - 1,
+        page_size=page_size,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _judge(
+    out_TQD: Tensor,
+    lse_TQ: Tensor,
+    q_TQD: Tensor,
+    cache: Cache,
+    row: int,
+    bounds: Sequence[int],
+    options: dict[str, Any],
+) -> None:
+    inputs = (q_TQD, cache.keys[row], cache.values[row])
+    exact, exact_lse = naive(*inputs, bounds=bounds, scale=SCALE, dtype=torch.float64, **options)
+    plain, _ = naive(*inputs, bounds=bounds, scale=SCALE, dtype=_plain_dtype(out_TQD), **options)
+    assert_as_exact(out_TQD, plain.to(out_TQD.dtype), exact)
+    torch.testing.assert_close(lse_TQ.double(), exact_lse, atol=1e-5, rtol=1e-5)
+
+
+def _plain_dtype(out: Tensor) -> torch.dtype:
+    """Half precision on a CPU is rounded at the end alone: the stricter measure, and fast."""
+    return torch.float32 if out.is_cpu else out.dtype

@@ -1,0 +1,127 @@
+"""A rank in the making: its pool, the sum that sizes it, and settings against the model and the machine."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import Oracle
+from headway.core.config import EngineConfig
+from headway.core.errors import ConfigError, StartError
+from headway.engine.build import shard_facts, solo_engine
+from headway.model.collectives import SoloCollectives
+from headway.model.spec import DecoderSpec, LayerSpec, Rope
+from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
+from headway.worker.shard import Shard, largest_step, pick_device, pick_dtype
+
+CPU = torch.device("cpu")
+PAGE_SIZE = 4
+
+
+def make_spec() -> DecoderSpec:
+    return DecoderSpec(
+        family="llama",
+        hidden_size=8,
+        num_q_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        mlp_size=8,
+        vocab_size=10,
+        max_model_len=32,
+        layers=(LayerSpec(), LayerSpec(window=8), LayerSpec()),
+        rope=Rope(theta=10_000.0, dim=6),
+    )
+
+
+def test_a_pool_takes_what_its_pages_were_said_to_take() -> None:
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        one = page_bytes(make_spec(), num_kv_heads=2, page_size=PAGE_SIZE, dtype=dtype)
+        assert one == 2 * 3 * 2 * PAGE_SIZE * 6 * size  # K and V, layers, heads, slots, values, bytes
+        pool = KvPool(make_spec(), num_pages=5, num_kv_heads=2, page_size=PAGE_SIZE, dtype=dtype, device=CPU)
+        assert pool.num_bytes == 5 * one
+        assert {k.shape for k in pool.k} == {v.shape for v in pool.v} == {(5, 2, PAGE_SIZE, 6)}
+        assert len(pool.k) == len(pool.v) == 3
+
+
+def make_budget(**changes: Any) -> PoolBudget:
+    mib = 1 << 20
+    sizes = {"total": 1000 * mib, "taken": 500 * mib, "activations": 100 * mib, "page_bytes": 10 * mib}
+    return PoolBudget(**({"fraction": 0.9, "useful_pages": 1000} | sizes | changes))
+
+
+def test_a_budget_is_the_fraction_of_the_whole_less_what_is_taken_and_what_a_step_needs() -> None:
+    budget = make_budget()
+    assert budget.pool_bytes == 300 << 20
+    assert budget.num_pages == 30
+    assert str(budget) == ("1,000 MiB x 0.9 - 500 taken - 100 activations = 300 MiB for pages of 10,240 KiB")
+
+
+def test_no_more_pages_are_made_than_could_be_filled() -> None:
+    assert make_budget(useful_pages=7).num_pages == 7
+
+
+@pytest.mark.parametrize("taken", [791 << 20, 2000 << 20])
+def test_memory_for_not_even_one_page_is_an_error_that_shows_the_sum(taken: int) -> None:
+    with pytest.raises(StartError, match=r"no memory for KV pages: 1,000 MiB x 0\.9 - .* taken - 100 act"):
+        _ = make_budget(taken=taken).num_pages
+
+
+def make_shard(oracle: Oracle, **settings: Any) -> Shard:
+    return Shard(oracle.folder, EngineConfig(device="cpu", **settings), SoloCollectives(), CPU)
+
+
+def test_on_a_host_the_budget_is_what_is_available_and_pages_are_all_that_the_rows_can_use(
+    gqa: Oracle,
+) -> None:
+    budget = make_shard(gqa, max_num_rows=3, max_model_len=60, page_size=16).budget()
+    assert budget.num_pages == 3 * 4
+
+
+def test_more_pages_than_the_host_can_hold_are_an_error_that_says_how_much_they_take(gqa: Oracle) -> None:
+    num_pages = 1 << 31
+    with pytest.raises(StartError, match=rf"no memory for {num_pages} KV pages \(\d+\.\d GiB\)"):
+        make_shard(gqa).ready(num_pages)
+
+
+def test_more_pages_than_the_budget_has_are_refused_before_any_is_made(gqa: Oracle) -> None:
+    # A host promises memory that it does not have: the pool would be made, and its rank killed later.
+    num_pages = 1 << 24
+    with pytest.raises(StartError, match=rf"no memory for {num_pages} KV pages: .* MiB for pages of 12 KiB"):
+        shard_facts(make_shard(gqa, num_pages=num_pages))
+
+
+# Settings against the model
+
+
+def test_a_longer_context_than_the_models_is_refused(gqa: Oracle) -> None:
+    with pytest.raises(ConfigError, match=r"max_model_len must be at most 256 .*, got 257"):
+        make_shard(gqa, max_model_len=257)
+
+
+def test_auto_takes_float32_on_a_cpu_and_the_checkpoints_dtype_on_a_gpu() -> None:
+    assert pick_dtype("auto", "bfloat16", CPU) is torch.float32
+    assert pick_dtype("auto", "bfloat16", torch.device("cuda", 0)) is torch.bfloat16
+    assert pick_dtype("float16", "bfloat16", CPU) is torch.float16
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_says_how_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda", 1) == torch.device("cuda", 1)
+    with pytest.raises(StartError, match="GPU 2 is needed, this host has 2"):
+        pick_device("cuda", 2)
+
+
+def test_the_largest_step_fills_the_token_budget_and_runs(gqa: Oracle) -> None:
+    shard = make_shard(gqa, max_num_tokens=64, max_model_len=30, page_size=PAGE_SIZE)
+    plan = largest_step(shard)
+    assert plan.num_tokens == (30, 30)
+    assert len(shard.ready(16).launch(plan).result().tokens) == 2
+
+
+def test_an_engine_tells_what_it_is(gqa: Oracle) -> None:
+    engine = solo_engine(gqa.folder, EngineConfig(device="cpu", num_pages=8, page_size=PAGE_SIZE))
+    info = engine.info
+    assert (info.world_size, info.device, info.dtype, info.vocab_size) == (1, "cpu", "float32", 301)
+    assert (info.num_pages, info.page_size, info.max_model_len) == (8, 4, 32), "the pool bounds the length"
+    assert info.pool_bytes == 8 * 2 * 3 * 2 * 4 * 16 * 4
+    engine.close()
