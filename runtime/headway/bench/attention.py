@@ -1,19 +1,18 @@
 """Attention kernels beside PyTorch's own backends, on one GPU, in one run.
 
-Every contender is a CUDA graph, so the host's time is left out. Caches are cold: prefill writes a buffer
-larger than the L2 before each run, decode goes round through more pools than the L2 holds, with one plan
-for all, as a step's layers do. Contenders take turns; the median counts. PyTorch's take dense K and V.
+Caches are cold: prefill writes a buffer larger than the L2 before each run, decode goes round through more
+pools than the L2 holds, with one plan for all, as a step's layers do. PyTorch's backends take dense K and V.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from headway.bench.contest import Contender, contest
 from headway_kernels import gpu
 
 PAGE_SIZE = 16
@@ -21,7 +20,6 @@ COLD_BYTES = 512 << 20  # many times any L2
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 PREFILL_NAMES = ("dense", "paged", "flash", "cuDNN")
 DECODE_NAMES = ("paged", "flash", "cuDNN")
-Contender = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ def prefill_us(row: PrefillRow, repeats: int) -> dict[str, float]:
     if row.window is None:
         contenders |= _sdpa(q_TQD.transpose(0, 1)[None].contiguous(), k_GLD[None], v_GLD[None], causal=True)
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
-    return _take_turns(_replays(contenders), repeats, cold.zero_)
+    return contest(contenders, repeats, cold.zero_)
 
 
 def decode_us(row: DecodeRow, repeats: int) -> dict[str, float]:
@@ -140,7 +138,7 @@ def decode_us(row: DecodeRow, repeats: int) -> dict[str, float]:
         layers = [_sdpa(q_BQD[:, :, None], k.view(dense), v.view(dense), causal=False) for k, v in pools]
         for name in layers[0]:
             steps[name] = lambda name=name: [layer[name]() for layer in layers]  # type: ignore[misc]
-    return {name: us / num_layers for name, us in _take_turns(_replays(steps), repeats).items()}
+    return {name: us / num_layers for name, us in contest(steps, repeats).items()}
 
 
 def _our_prefill(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor, page_size: int) -> Contender:
@@ -176,48 +174,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> dict[str, Contend
             return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
 
     return {name: lambda backend=backend: run(backend) for name, backend in BACKENDS.items()}  # type: ignore[misc]
-
-
-def _take_turns(
-    contenders: Mapping[str, Contender], repeats: int, prepare: Contender = lambda: None
-) -> dict[str, float]:
-    """Median microseconds of each that runs here; round by round, in alternating order."""
-    able = {name: contender for name, contender in contenders.items() if _runs(contender)}
-    times: dict[str, list[float]] = {name: [] for name in able}
-    for index in range(repeats):
-        for name in list(able)[:: 1 if index % 2 else -1]:
-            prepare()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            able[name]()
-            end.record()
-            torch.cuda.synchronize()
-            times[name].append(1e3 * begin.elapsed_time(end))
-    return {name: median(values) for name, values in times.items()}
-
-
-def _runs(contender: Contender) -> bool:
-    """Whether it does: not every backend takes every shape. This warms up, too."""
-    try:
-        contender()
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _replays(contenders: Mapping[str, Contender]) -> dict[str, Contender]:
-    graphs = {name: _captured(contender) for name, contender in contenders.items()}
-    return {name: graph.replay for name, graph in graphs.items() if graph is not None}
-
-
-def _captured(contender: Contender) -> torch.cuda.CUDAGraph | None:
-    if not _runs(contender):
-        return None
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        contender()
-    return graph
 
 
 def _page_table(lengths: Sequence[int], num_pages: int, page_size: int = PAGE_SIZE) -> Tensor:

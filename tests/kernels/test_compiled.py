@@ -1,0 +1,40 @@
+"""Every kernel compiles for a Hopper GPU, in registers and shared memory that it has: no GPU is needed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from launches import all_launches
+
+SUPPORT = Path(__file__).parents[1] / "support"
+MOST_SHARED = 227 << 10  # bytes a block of compute capability 9.0 may have
+MOST_STACK = 128  # bytes a thread; float32 is for exactness, and its products take registers without end
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """What `hopper.py` says of each launch. A process of its own: here kernels are interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run(
+        [sys.executable, SUPPORT / "hopper.py"], env=environment, capture_output=True, text=True, timeout=280
+    )
+    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert told, ran.stderr
+    return {one["launch"]: one for one in told}
+
+
+@pytest.mark.parametrize("name", all_launches())
+def test_it_compiles_within_what_a_gpu_has(compiled: dict[str, Any], name: str) -> None:
+    told = compiled[name]
+    assert "error" not in told, told["error"]
+    assert told["kernels"], "nothing was launched"
+    for kernel in told["kernels"]:
+        assert kernel["stack"] <= MOST_STACK or "float32" in name, kernel
+        assert kernel["shared"] <= MOST_SHARED, kernel

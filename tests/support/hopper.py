@@ -1,0 +1,80 @@
+"""Compile for a Hopper GPU what launches would run there, on a machine without one; nothing is executed.
+
+`python hopper.py [PART OF A NAME]` prints a JSON line a launch: each kernel's registers, stack bytes (spills)
+and shared memory, or the error. TRITON_INTERPRET must not be set.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from headway_kernels import launch
+from launches import all_launches
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+
+class AbsentGpu:
+    """As much of Triton's driver as compiling takes."""
+
+    def get_current_target(self) -> GPUTarget:
+        return HOPPER
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+def usage(kernel: Any) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(kernel.asm["cubin"])
+        words = (knobs.nvidia.cuobjdump.path, "-res-usage", file)
+        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", told))
+    return {
+        "kernel": kernel.metadata.name,
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": kernel.metadata.shared,
+    }
+
+
+def main(part: str = "") -> None:
+    driver.set_active(AbsentGpu())
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def only_compile(self: Any, *arguments: Any, warmup: bool, **options: Any) -> Any:
+        compiled.append(run(self, *arguments, warmup=True, **options))
+        return compiled[-1]
+
+    JITFunction.run = only_compile
+    launch.num_multiprocessors = lambda device: 132
+    for name, make in all_launches().items():
+        if part not in name:
+            continue
+        compiled.clear()
+        try:
+            torch.manual_seed(0)
+            make("cpu")()
+            told: dict[str, Any] = {"kernels": [usage(kernel) for kernel in compiled]}
+        except Exception as error:
+            told = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"launch": name, **told}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

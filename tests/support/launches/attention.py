@@ -1,0 +1,83 @@
+"""`flash_prefill`, `paged_decode` with its plan, and `merge`."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from headway_kernels.decode_plan import plan_decode
+from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.merge import merge
+from headway_kernels.paged_decode import paged_decode
+from launches import Launch
+
+NUM_PAGES = 256
+EVERYTHING = {"window": 64, "softcap": 20.0}
+
+
+def _inputs(device: str, num_tokens: int, group: int, head_dim: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    q = torch.randn(num_tokens, 2 * group, head_dim, device=device).to(dtype)
+    pools = [torch.randn(NUM_PAGES, 2, 16, head_dim, device=device).to(dtype) for _ in range(2)]
+    return q, *pools
+
+
+def _prefill(
+    device: str, *, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = 512, **options: Any
+) -> Launch:
+    q, k_pool, v_pool = _inputs(device, tokens, 4, head_dim, dtype)
+    return lambda: flash_prefill(
+        q,
+        k_pool,
+        v_pool,
+        page_table_SP=torch.arange(NUM_PAGES, dtype=torch.int32, device=device)[None],
+        query_starts=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        context_lens_S=torch.tensor([tokens], dtype=torch.int32, device=device),
+        lengths=[(tokens, tokens)],
+        group_bounds=(0, 4, 8),
+        scale=0.1,
+        **options,
+    )
+
+
+def _decode(
+    device: str, *, head_dim: int, group: int = 4, dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> Launch:
+    q, k_pool, v_pool = _inputs(device, 4, group, head_dim, dtype)
+    lens = torch.tensor([1, 900, 17, 256], dtype=torch.int32, device=device)
+    table = torch.arange(NUM_PAGES, dtype=torch.int32, device=device).view(4, 64)
+
+    def launch() -> Any:
+        window = options.get("window")
+        plan = plan_decode(lens, num_kv_heads=2, group=group, head_dim=head_dim, dtype=dtype, window=window)
+        return paged_decode(
+            q,
+            k_pool,
+            v_pool,
+            page_table_BP=table,
+            context_lens_B=lens,
+            max_context_len=900,
+            group_bounds=(0, group, 2 * group),
+            scale=0.1,
+            plan=plan,
+            **options,
+        )
+
+    return launch
+
+
+def _merge(device: str) -> Launch:
+    parts, lse = torch.randn(3, 5, 8, 128, device=device), torch.randn(3, 5, 8, device=device)
+    return lambda: merge(parts, lse)
+
+
+LAUNCHES = {
+    "prefill, 64 values, by the copy engine": partial(_prefill, head_dim=64, tokens=1024),
+    "prefill, 128 values, by pointer": partial(_prefill, head_dim=128),
+    "prefill, 192 values, window and softcap": partial(_prefill, head_dim=192, **EVERYTHING),
+    "prefill, 80 values, float32": partial(_prefill, head_dim=80, dtype=torch.float32),
+    "decode, 128 values": partial(_decode, head_dim=128),
+    "decode, 64 values, 71 heads of one": partial(_decode, head_dim=64, group=71),
+    "decode, 256 values, window and softcap": partial(_decode, head_dim=256, **EVERYTHING),
+    "decode, 128 values, float32": partial(_decode, head_dim=128, dtype=torch.float32),
+    "merge": _merge,
+}
