@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from headway.cluster.preflight import preflight
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, HeadwayError, InvalidRequest
+from headway.core.progress import Report, silent
 from headway.core.request import Completion, EngineRequest, ReplicaInfo, TokenEvent
 from headway.core.sampling import SamplingParams
 from headway.model.folder import read_spec
@@ -34,6 +35,7 @@ class LLM:
 
     model: a folder in Hugging Face layout, a hub name, or "demo".
     tp: ranks; more than one run as Ray actors on the cluster at `ray` ("auto" starts one on this host).
+    report: called while the model is loaded with what is done, how much of it is, and how much there is.
     engine: further fields of `headway.core.config.EngineConfig`.
 
     Raises ConfigError, ModelError and StartError.
@@ -47,6 +49,7 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         ray: str = "auto",
+        report: Report = silent,
         **engine: Any,
     ) -> None:
         if unknown := engine.keys() - EngineConfig.__dataclass_fields__.keys():
@@ -59,14 +62,14 @@ class LLM:
         self._num_requests = 0
         self._events: dict[str, list[TokenEvent]] = {}  # of each running sequence: what nobody has read yet
         self._resources = ExitStack()
-        self._replica: OfflineLink | None = self._start(model, folder, config, ray)
+        self._replica: OfflineLink | None = self._start(model, folder, config, ray, report)
 
-    def _start(self, model: str, folder: Path, config: EngineConfig, ray: str) -> OfflineLink:
+    def _start(self, model: str, folder: Path, config: EngineConfig, ray: str, report: Report) -> OfflineLink:
         if config.tp == 1:
             from headway.engine.build import solo_engine
             from headway.engine.offline import OfflineReplica
 
-            local = OfflineReplica(solo_engine(folder, config))
+            local = OfflineReplica(solo_engine(folder, config, report))
             self._resources.callback(local.close)
             return local
         from headway.cluster.gang import Gang
@@ -77,7 +80,7 @@ class LLM:
             session = stack.enter_context(RaySession(ray, num_ranks=config.tp))
             gang = Gang(session, model, config)
             stack.callback(gang.stop)
-            replica = gang.start()
+            replica = gang.start(report)
             link = SyncReplicaLink(replica.target, replica.token)
             stack.callback(link.close)
             self._resources = stack.pop_all()

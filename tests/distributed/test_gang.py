@@ -103,7 +103,7 @@ def test_two_actors_continue_sixteen_prompts_as_transformers_does(replica: Repli
 
 def test_a_replica_tells_what_it_is_and_how_long_its_start_took(replica: Replica) -> None:
     assert (replica.info.world_size, replica.info.num_pages) == (2, NUM_PAGES)
-    assert list(replica.phases) == ["place", "spawn", "meet", "load", "begin"]
+    assert list(replica.phases) == ["place", "spawn", "meet", "load", "warm up", "begin"]
     assert replica.target.startswith("127.0.0.1:")
 
 

@@ -23,7 +23,8 @@ from headway.model.weights import shard_plan
 from headway.serving.tokenizer import TextTokenizer
 from headway.worker.inputs import model_input
 from headway.worker.rows import RowTables
-from headway.worker.shard import Shard, largest_step
+from headway.worker.shard import Shard
+from headway.worker.warm_up import largest_step
 
 pytestmark = pytest.mark.gpu
 SONNETS = Path(__file__).parents[1] / "support" / "sonnets.txt"
@@ -75,7 +76,7 @@ def loss_of_ours(token_ids: list[int]) -> float:
     config = EngineConfig(device="cuda", dtype="bfloat16", num_pages=64, max_num_tokens=len(token_ids))
     shard = Shard(resolve("demo"), config, SoloCollectives(), torch.device("cuda", 0))
     rank = shard.ready(64)
-    plan = largest_step(shard)
+    plan = largest_step(config, max_model_len=1024, num_groups=1)
     tables = RowTables(max_num_rows=1, num_groups=1, page_size=16, max_model_len=1024)
     tables.apply(replace(plan, admissions=(replace(plan.admissions[0], token_ids=tuple(token_ids)),)))
     last_token = torch.zeros(config.max_num_rows, dtype=torch.int64, device="cuda")

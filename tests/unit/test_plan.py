@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from headway.cli.main import app
 from headway.cli.plan import figures
-from headway.cli.progress import progress_bar
+from headway.cli.progress import progress_bars
 from headway.cli.units import format_bytes, parse_bytes
 from headway.core.errors import ConfigError, ModelError
+from headway.core.progress import KERNELS, WEIGHTS
 from headway.model.folder import read_spec
 from headway.model.weights import shard_plan
 
@@ -165,13 +166,14 @@ def test_sizes_are_shown_in_the_unit_that_keeps_them_short() -> None:
     assert shown == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "80.0 GiB", "3.0 TiB"]
 
 
-def test_the_progress_bar_goes_to_stderr_where_that_is_a_terminal(
+def test_progress_bars_go_to_stderr_where_that_is_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load() -> tuple[str, str]:
-        with progress_bar("loading") as progress:
-            progress(1 << 20, 2 << 20)
-            progress(2 << 20, 2 << 20)
+        with progress_bars() as report:
+            report(WEIGHTS, 1 << 20, 2 << 20)
+            report(WEIGHTS, 2 << 20, 2 << 20)
+            report(KERNELS, 3, 9)
         return tuple(capsys.readouterr())
 
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -179,5 +181,5 @@ def test_the_progress_bar_goes_to_stderr_where_that_is_a_terminal(
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
     out, err = load()
     assert out == ""
-    assert "loading" in err
-    assert "2.0/2.0 MiB" in err
+    for shown in ("Loading weights", "2.0 MiB of 2.0 MiB", "Compiling kernels", "3 of 9"):
+        assert shown in err

@@ -12,7 +12,8 @@ from headway.engine.build import shard_facts, solo_engine
 from headway.model.collectives import SoloCollectives
 from headway.model.spec import DecoderSpec, LayerSpec, Rope
 from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
-from headway.worker.shard import Shard, largest_step, pick_device, pick_dtype
+from headway.worker.shard import Shard, pick_device, pick_dtype
+from headway.worker.warm_up import num_pages, warm_up_plans
 
 CPU = torch.device("cpu")
 PAGE_SIZE = 4
@@ -111,11 +112,27 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_how_many_are(monkeypatch:
         pick_device("cuda", 2)
 
 
-def test_the_largest_step_fills_the_token_budget_and_runs(gqa: Oracle) -> None:
-    shard = make_shard(gqa, max_num_tokens=64, max_model_len=30, page_size=PAGE_SIZE)
-    plan = largest_step(shard)
-    assert plan.num_tokens == (30, 30)
-    assert len(shard.ready(16).launch(plan).result().tokens) == 2
+def test_the_warm_up_fills_the_token_budget_then_decodes_with_every_power_of_two_of_rows(gqa: Oracle) -> None:
+    shard = make_shard(gqa, max_num_tokens=64, max_num_rows=21, max_model_len=30, page_size=PAGE_SIZE)
+    plans = warm_up_plans(shard.config, max_model_len=shard.max_model_len, num_groups=1)
+    assert plans[0].num_tokens == (30, 30)
+    rank = shard.ready(num_pages(plans))
+    found = [len(rank.launch(plan).result().tokens) for plan in plans]
+    assert found == [2, 1, 2, 4, 8, 16, 21]
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "length", "page_size"), [(1, 1, 1, 1), (64, 3, 9, 16), (300, 4096, 5, 1)]
+)
+def test_the_warm_up_keeps_to_every_limit(rows: int, tokens: int, length: int, page_size: int) -> None:
+    config = EngineConfig(max_num_rows=rows, max_num_tokens=tokens, page_size=page_size)
+    plans = warm_up_plans(config, max_model_len=length, num_groups=2)
+    for plan in plans:
+        assert len(plan.rows) <= rows
+        assert sum(plan.num_tokens) <= tokens
+    assert len(plans) - 1 <= max(length - 1, 1), "a row computes a token a step, and samples one more"
+    for grant in plans[1].grants:
+        assert len(grant.pages) * page_size >= len(plans) - 1
 
 
 def test_an_engine_tells_what_it_is(gqa: Oracle) -> None:

@@ -12,9 +12,9 @@ from typing import TypeVar
 from headway.cluster.gang import Gang, Replica
 from headway.cluster.session import RaySession
 from headway.core.config import EngineConfig
+from headway.core.progress import Report, silent
 from headway.link.client import ReplicaLink
 from headway.model.folder import read_spec, resolve
-from headway.model.loader import Progress
 from headway.serving.model import ServedModel
 from headway.serving.server import Server, ServerConfig
 
@@ -38,7 +38,7 @@ async def deploy(
     server_config: ServerConfig,
     *,
     num_replicas: int = 1,
-    on_progress: Progress | None = None,
+    report: Report = silent,
 ) -> AsyncIterator[Deployment]:
     """Start the front end (so that a taken port is known at once), then the replicas, then serve.
 
@@ -53,7 +53,7 @@ async def deploy(
             stack.callback(gang.stop)
         server = await Server.start(served, [], server_config)
         stack.push_async_callback(server.stop)  # before the gangs: streams end in an orderly way
-        replicas = await asyncio.gather(*(asyncio.to_thread(gang.start, on_progress) for gang in gangs))
+        replicas = await asyncio.gather(*(asyncio.to_thread(gang.start, report) for gang in gangs))
         for replica in replicas:
             link = await ReplicaLink.connect(replica.target, replica.token)
             server.router.add(link)

@@ -85,14 +85,14 @@ async def _serve(
 ) -> None:
     """Until SIGINT or SIGTERM. Raises ReplicaUnavailable once no replica is left."""
     from headway.cli.deployment import deploy, stop_signals, until
-    from headway.cli.progress import progress_bar
+    from headway.cli.progress import progress_bars
     from headway.cli.report import print_line, print_start
 
     with stop_signals() as stopped:
         async with AsyncExitStack() as stack:
-            with progress_bar("Loading weights") as on_progress:
+            with progress_bars() as report:
                 start = deploy(
-                    session, model, config, server_config, num_replicas=num_replicas, on_progress=on_progress
+                    session, model, config, server_config, num_replicas=num_replicas, report=report
                 )
                 running = await until(stopped, stack.enter_async_context(start))
             if running is None:

@@ -27,9 +27,12 @@ def text_source(target: str | None, model: str | None, tp: int, token: str | Non
     if target and model:
         raise ConfigError("give either --target or --model, not both")
     if model:
+        from headway.cli.progress import progress_bars
         from headway.llm import LLM
 
-        with LLM(model, tp=tp) as llm:
+        with progress_bars() as report:
+            llm = LLM(model, tp=tp, report=report)
+        with llm:
             yield Source(stream=llm.stream, complete=lambda prompt, params: llm.generate([prompt], params)[0])
         return
     from headway.serving.client import Client

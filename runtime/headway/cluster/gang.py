@@ -14,9 +14,9 @@ from headway.cluster.shard_actor import LOOPBACK, ShardActor
 from headway.core.config import EngineConfig
 from headway.core.env import ACTOR_VARIABLES
 from headway.core.errors import HeadwayError, StartError
+from headway.core.progress import Report, silent
 from headway.core.request import ReplicaInfo
 from headway.engine.build import ShardFacts
-from headway.model.loader import Progress
 
 PLACE_TIMEOUT_S = 25.0
 STOP_TIMEOUT_S = 5.0
@@ -47,24 +47,25 @@ class Gang:
         self._actors: list[Any] = []
         self._phases: dict[str, float] = {}
 
-    def start(self, on_progress: Progress | None = None) -> Replica:
-        """Start every rank. on_progress: called with bytes of weights read and to read, over all ranks.
+    def start(self, report: Report = silent) -> Replica:
+        """Start every rank. report: called with what the ranks do, added up over those that do the same.
 
         Raises StartError with the cause and the rank if one cannot start, or after
         `config.start_timeout_s`; ModelError and ConfigError as the ranks find them.
         """
         try:
-            return self._start(time.monotonic() + self._config.start_timeout_s, on_progress)
+            return self._start(time.monotonic() + self._config.start_timeout_s, report)
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, deadline: float, on_progress: Progress | None) -> Replica:
+    def _start(self, deadline: float, report: Report) -> Replica:
         self._phase("place", self._place)
         hosts = self._phase("spawn", lambda: self._all("locate", deadline))
         token = secrets.token_hex(32)
         self._phase("meet", lambda: self._meet(hosts, deadline))
-        shards = self._phase("load", lambda: self._all("load", deadline, on_progress=on_progress))
+        self._phase("load", lambda: self._all("load", deadline, report=report))
+        shards = self._phase("warm up", lambda: self._all("warm_up", deadline, report=report))
         num_pages = min(shard.num_pages for shard in shards)
         link_host = LOOPBACK if self._session.local else hosts[0]
         services = self._phase("begin", lambda: self._all("begin", deadline, num_pages, link_host, token))
@@ -92,7 +93,7 @@ class Gang:
                 num_cpus=needs["CPU"],
                 num_gpus=needs.get("GPU", 0),
                 max_restarts=0,  # a lost rank has no communicator to come back to
-                max_concurrency=2,  # `progress` answers while `load` runs
+                max_concurrency=2,  # `progress` answers while others run
                 runtime_env={"env_vars": ACTOR_VARIABLES},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=self._group, placement_group_bundle_index=rank
@@ -120,15 +121,13 @@ class Gang:
         self._phases[name] = time.monotonic() - start
         return result
 
-    def _all(
-        self, method: str, deadline: float, *arguments: Any, on_progress: Progress | None = None
-    ) -> list[Any]:
+    def _all(self, method: str, deadline: float, *arguments: Any, report: Report | None = None) -> list[Any]:
         """Call `method` on every rank at once."""
         refs = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        return self._wait(refs, method, deadline, on_progress)
+        return self._wait(refs, method, deadline, report)
 
     def _wait(
-        self, refs: Sequence[Any], method: str, deadline: float, on_progress: Progress | None = None
+        self, refs: Sequence[Any], method: str, deadline: float, report: Report | None = None
     ) -> list[Any]:
         """The results in order of rank. The first rank that fails decides: the others may wait for it."""
         pending = list(refs)
@@ -136,8 +135,8 @@ class Gang:
             done, pending = self._ray.wait(pending, num_returns=1, timeout=POLL_S)
             for ref in done:
                 self._result(ref, refs.index(ref), method)
-            if on_progress is not None:
-                self._report(on_progress)
+            if report is not None:
+                self._tell(report)
             if pending and time.monotonic() > deadline:
                 late = [refs.index(ref) for ref in pending]
                 raise StartError(
@@ -158,12 +157,14 @@ class Gang:
             reason = str(error).strip().splitlines()[0]
             raise StartError(f"rank {rank} died in '{method}': {reason}") from None
 
-    def _report(self, on_progress: Progress) -> None:
+    def _tell(self, report: Report) -> None:
         try:
             parts = self._ray.get([actor.progress.remote() for actor in self._actors], timeout=1)
         except self._ray.exceptions.RayError:
             return  # what failed is told by the call that is waited for
-        on_progress(sum(done for done, _ in parts), sum(total for _, total in parts))
+        what = parts[0][0]
+        parts = [part for part in parts if part[0] == what]
+        report(what, sum(done for _, done, _ in parts), sum(total for _, _, total in parts))
 
     def stop(self) -> None:
         """End every rank: by asking, then by force. Safe to call twice."""

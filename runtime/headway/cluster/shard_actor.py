@@ -6,11 +6,13 @@ which they stand here, on every rank at once; `progress` may be called at any ti
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from headway.core import env
 from headway.core.config import EngineConfig
+from headway.core.progress import WEIGHTS
 from headway.core.request import ReplicaInfo
 from headway.engine.build import ShardFacts, build_engine, shard_facts
 from headway.engine.channel import ChannelListener, Connection, Endpoint, join
@@ -50,7 +52,7 @@ class ShardActor:
         self._rank = rank
         self._model = model
         self._config = config
-        self._progress = (0, 0)
+        self._progress: tuple[str, int, int] = (WEIGHTS, 0, 0)
         self._listener: ChannelListener | None = None
         self._channel: list[Connection] = []
         self._loop: EngineLoop | None = None
@@ -94,12 +96,14 @@ class ShardActor:
             timeout_s=self._config.step_timeout_s,
         )
 
-    def load(self) -> ShardFacts:
+    def load(self) -> None:
         """Read this rank's weights. Raises ModelError, ConfigError, StartError."""
-        self._shard = Shard(
-            resolve(self._model), self._config, self._collectives, self._device, self._note_progress
-        )
-        return shard_facts(self._shard)
+        note = partial(self._note_progress, WEIGHTS)
+        self._shard = Shard(resolve(self._model), self._config, self._collectives, self._device, note)
+
+    def warm_up(self) -> ShardFacts:
+        """On a GPU compile the kernels; size the pool. Raises StartError where no page fits."""
+        return shard_facts(self._shard, self._note_progress)
 
     def begin(self, num_pages: int, link_host: str, token: str) -> Service | None:
         """Take up work; the leader returns where its link listens."""
@@ -125,12 +129,12 @@ class ShardActor:
         if self._server is not None:
             self._server.stop(failure)
 
-    def progress(self) -> tuple[int, int]:
-        """Bytes of weights read, and to read."""
+    def progress(self) -> tuple[str, int, int]:
+        """What is being done, how much of it is, and how much there is to do."""
         return self._progress
 
-    def _note_progress(self, done: int, total: int) -> None:
-        self._progress = (done, total)
+    def _note_progress(self, what: str, done: int, total: int) -> None:
+        self._progress = (what, done, total)
 
     def _follow(self, rank: Rank) -> None:
         follow(rank, self._channel[0])

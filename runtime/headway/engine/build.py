@@ -1,17 +1,18 @@
 """From shards to an engine: settle the pages that every rank can have, then wire the parts."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from headway.core.config import EngineConfig
+from headway.core.progress import KERNELS, WEIGHTS, Report, silent
 from headway.core.request import ReplicaInfo
 from headway.engine.engine import Engine
 from headway.engine.local import SoloRanks, ThreadRanks
 from headway.engine.ranks import Ranks
 from headway.model.collectives import SoloCollectives, ThreadCollectives
-from headway.model.loader import Progress
 from headway.scheduler.scheduler import Scheduler
 from headway.worker.shard import Shard, pick_device
 
@@ -26,9 +27,12 @@ class ShardFacts:
     budget: str
 
 
-def shard_facts(shard: Shard) -> ShardFacts:
-    """Raises StartError if no page fits, or not as many as the settings ask for."""
-    budget = shard.budget()
+def shard_facts(shard: Shard, report: Report = silent) -> ShardFacts:
+    """Warm the shard up and size its pool. Every rank on a GPU must call it together.
+
+    Raises StartError if no page fits, or not as many as the settings ask for.
+    """
+    budget = shard.budget(partial(report, KERNELS))
     num_pages = shard.config.num_pages or budget.num_pages
     budget.check(num_pages)
     return ShardFacts(
@@ -64,10 +68,11 @@ def build_engine(shard: Shard, ranks: Ranks, num_pages: int) -> Engine:
     return Engine(scheduler=scheduler, ranks=ranks, info=info)
 
 
-def solo_engine(folder: Path, config: EngineConfig, progress: Progress | None = None) -> Engine:
+def solo_engine(folder: Path, config: EngineConfig, report: Report = silent) -> Engine:
     """One rank in this process. Raises ModelError, ConfigError, StartError."""
-    shard = Shard(folder, config, SoloCollectives(), pick_device(config.device), progress)
-    num_pages = shard_facts(shard).num_pages
+    device = pick_device(config.device)
+    shard = Shard(folder, config, SoloCollectives(), device, partial(report, WEIGHTS))
+    num_pages = shard_facts(shard, report).num_pages
     return build_engine(shard, SoloRanks(shard.ready(num_pages)), num_pages)
 
 

@@ -4,7 +4,6 @@ All ranks must agree on the number of pages, so it is settled between `budget` a
 starts them.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -13,18 +12,16 @@ import torch
 
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, StartError
-from headway.core.sampling import SamplingParams
-from headway.core.step import Admission, Ledger, PageGrant, StepPlan
 from headway.model.collectives import Collectives
 from headway.model.decoder import Decoder
 from headway.model.folder import read_spec
-from headway.model.loader import load
+from headway.model.loader import Progress, load
 from headway.model.weights import shard_plan
 from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
 from headway.worker.rank import Rank
+from headway.worker.warm_up import num_pages, warm_up_plans
 from headway_kernels import reference
 
-Progress = Callable[[int, int], None]
 # By kind of device; imported where it is used, since Triton is not to be had everywhere.
 OPS = {"cpu": "headway_kernels.reference", "cuda": "headway_kernels.gpu"}
 CGROUP = Path("/sys/fs/cgroup")
@@ -94,8 +91,11 @@ class Shard:
             dtype=self.dtype,
         )
 
-    def budget(self) -> PoolBudget:
-        """What is left for pages here. On a GPU every rank must call it together: it runs one full step."""
+    def budget(self, progress: Progress = lambda done, total: None) -> PoolBudget:
+        """What is left for pages here. On a GPU every rank must call it together: it runs the warm-up.
+
+        progress: called as (steps run, steps to run) of the warm-up.
+        """
         pages_a_row = -(-self.max_model_len // self.config.page_size)
         useful = self.config.max_num_rows * pages_a_row
         fraction = self.config.memory_fraction
@@ -109,7 +109,7 @@ class Shard:
                 page_bytes=self.page_bytes,
                 useful_pages=useful,
             )
-        activations = self._measure_activations()
+        activations = self._measure_activations(progress)
         free, total = torch.cuda.mem_get_info(self.device)
         return PoolBudget(
             total=total,
@@ -150,45 +150,23 @@ class Shard:
             device=self.device,
         )
 
-    def _measure_activations(self) -> int:
-        """Peak bytes of the largest step beyond what is held before it, and what it leaves cached."""
+    def _measure_activations(self, progress: Progress) -> int:
+        """Peak bytes of the warm-up's steps beyond what is held before them, and what they leave cached."""
+        plans = warm_up_plans(
+            self.config, max_model_len=self.max_model_len, num_groups=len(self.spec.windows)
+        )
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        plan = largest_step(self)
-        rank = self.ready(max(len(grant.pages) for grant in plan.grants) * len(plan.admissions))
+        rank = self.ready(num_pages(plans))
         pool_bytes = rank.pool.num_bytes
-        rank.launch(plan).result()
+        for index, plan in enumerate(plans):
+            progress(index, len(plans))
+            rank.launch(plan).result()
+        progress(len(plans), len(plans))
         peak = torch.cuda.max_memory_allocated(self.device) - before - pool_bytes
         del rank
         torch.cuda.empty_cache()
         return peak
-
-
-def largest_step(shard: Shard) -> StepPlan:
-    """A step that fills the token budget with prompts as long as the model takes them."""
-    budget, page_size = shard.config.max_num_tokens, shard.config.page_size
-    length = min(budget, shard.max_model_len)
-    num_rows = min(max(budget // length, 1), shard.config.max_num_rows)
-    pages = -(-length // page_size)
-    admissions = tuple(
-        Admission(
-            row=row,
-            token_ids=(0,) * length,
-            num_prompt_tokens=length,
-            sampling=SamplingParams(top_p=0.9),
-            seed=0,
-        )
-        for row in range(num_rows)
-    )
-    grants = tuple(
-        PageGrant(row=row, group=group, pages=tuple(range(row * pages, (row + 1) * pages)))
-        for row in range(num_rows)
-        for group in range(len(shard.spec.windows))
-    )
-    work = {"rows": tuple(range(num_rows)), "num_tokens": (length,) * num_rows, "samples": (True,) * num_rows}
-    draft = StepPlan(step=0, admissions=admissions, grants=grants, **work)  # type: ignore[arg-type]
-    digest = Ledger().apply(draft)
-    return StepPlan(step=0, admissions=admissions, grants=grants, digest=digest, **work)  # type: ignore[arg-type]
 
 
 def free_bytes() -> int:
