@@ -1,13 +1,12 @@
-"""`headway bench`: figures as a table, and as JSON for whoever keeps them."""
+"""`headway bench`: what engines, ranks and idle servers do; `bench_gpu` has what kernels do."""
 
-import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headway.cli.bench_gpu import attention, kernels
+from headway.cli.figures import Output, check_output, or_dash, report
 from headway.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,11 +16,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; nothing here decides a test.")
 
+app.command()(attention)
+app.command()(kernels)
+
 Model = Annotated[str, typer.Option(help="A folder in Hugging Face layout, a hub name, or demo.")]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
 NumPrompt = Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of each prompt.")]
 NumTokens = Annotated[int, typer.Option("--tokens", min=2, help="Tokens generated a stream.")]
-Output = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")]
 
 
 @app.command()
@@ -40,7 +41,7 @@ def latency(
     from headway.core.config import EngineConfig
     from headway.model.folder import read_spec
 
-    _check_output(output)
+    check_output(output)
     config = EngineConfig(device=device)
     folder = preflight(model, config)
     prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
@@ -60,13 +61,13 @@ def latency(
     rows = [
         ("first token, ms", f"{ours.ttft_ms:.2f}"),
         ("ms a token", f"{ours.ms_per_token:.3f}"),
-        ("outside the model, ms a step", _or_dash(ours.outside_ms)),
+        ("outside the model, ms a step", or_dash(ours.outside_ms)),
         ("ms a token, prompt included", f"{total_ms:.3f}"),
-        ("transformers generate, the same", _or_dash(peer)),
-        ("speed relative to transformers", _or_dash(peer and peer / total_ms, "{:.2f}x")),
+        ("transformers generate, the same", or_dash(peer)),
+        ("speed relative to transformers", or_dash(peer and peer / total_ms, "{:.2f}x")),
     ]
     figures = asdict(ours) | {"ms_per_token_with_prompt": total_ms, "transformers_ms_per_token": peer}
-    _report(
+    report(
         f"Latency of {model}: 1 stream, {ours.device}, {ours.dtype}",
         ("figure", "value"),
         rows,
@@ -91,7 +92,7 @@ def throughput(
     from headway.core.config import EngineConfig
     from headway.model.folder import read_spec
 
-    _check_output(output)
+    check_output(output)
     numbers = streams or [1, 4, 16]
     config = EngineConfig(device=device, max_num_rows=max(*numbers, 64))
     folder = preflight(model, config)
@@ -109,7 +110,7 @@ def throughput(
         (
             str(run.num_streams),
             f"{run.step_ms:.3f}",
-            _or_dash(run.outside_ms),
+            or_dash(run.outside_ms),
             f"{run.tokens_per_s:,.0f}",
             f"{run.tokens_per_s / base:.2f}x",
         )
@@ -117,7 +118,7 @@ def throughput(
     ]
     columns = ("streams", "ms a step", "outside the model", "tokens/s", "relative")
     title = f"Throughput of {model}: {runs[0].device}, {runs[0].dtype}"
-    _report(title, columns, rows, [asdict(run) for run in runs], output)
+    report(title, columns, rows, [asdict(run) for run in runs], output)
 
 
 @app.command()
@@ -140,7 +141,7 @@ def tp(
     from headway.core.config import EngineConfig
     from headway.model.folder import read_spec
 
-    _check_output(output)
+    check_output(output)
     folder = preflight(model, EngineConfig(tp=max_tp, device=device), ray=ray)
     prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
 
@@ -168,7 +169,7 @@ def tp(
         for way, times in found.items()
     ]
     title = f"Round trips of {frame_bytes} bytes, microseconds"
-    _report(title, ("way", "median", "p99", "relative"), rows, None, None)
+    report(title, ("way", "median", "p99", "relative"), rows, None, None)
     speeds = [
         (
             str(run.tp),
@@ -181,50 +182,7 @@ def tp(
     ]
     columns = ("ranks", "streams", "start, s", "ms a token", "tokens/s")
     figures = {"round_trips": found, "scaling": [asdict(run) for run in runs]}
-    _report(f"Tensor parallelism of {model}: {runs[0].device}", columns, speeds, figures, output)
-
-
-@app.command()
-def attention(
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 15,
-    output: Output = None,
-) -> None:
-    """The attention kernels on one GPU, beside PyTorch's flash and cuDNN backends in the same run."""
-    _check_output(output)
-    import torch
-
-    from headway.bench.attention import (
-        DECODE,
-        DECODE_NAMES,
-        PREFILL,
-        PREFILL_NAMES,
-        decode_us,
-        prefill_us,
-    )
-    from headway.core.errors import StartError
-
-    if not torch.cuda.is_available():
-        raise StartError("bench attention needs a GPU, this host has none")
-    device = torch.cuda.get_device_name()
-    prefill = [(row, prefill_us(row, repeats)) for row in PREFILL]
-    speeds = [
-        (str(row), *(_or_dash(row.tflops(us.get(name)), "{:.0f}") for name in PREFILL_NAMES))
-        for row, us in prefill
-    ]
-    columns = ("causal prefill", "ours, dense", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN")
-    _report(f"Attention on {device}, bfloat16, TFLOP/s", columns, speeds, None, None)
-    decode = [(row, decode_us(row, repeats)) for row in DECODE]
-    times = [
-        (
-            str(row),
-            *(_or_dash(us.get(name), "{:.1f}") for name in DECODE_NAMES),
-            f"{row.kv_bytes / us['paged'] / 1e6:.2f}",
-        )
-        for row, us in decode
-    ]
-    columns = ("decode, a layer", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN", "ours, TB/s")
-    figures = [{"row": str(row), "us": us} for row, us in (*prefill, *decode)]
-    _report(f"Decode on {device}, bfloat16, microseconds", columns, times, figures, output)
+    report(f"Tensor parallelism of {model}: {runs[0].device}", columns, speeds, figures, output)
 
 
 @app.command()
@@ -243,7 +201,7 @@ def idle(
     from headway.cluster.session import RaySession
     from headway.core.config import EngineConfig
 
-    _check_output(output)
+    check_output(output)
     config = EngineConfig(tp=tp, device=device)
     preflight(model, config)
     with RaySession("local", num_ranks=tp) as session:
@@ -255,7 +213,7 @@ def idle(
         ("the server adds", f"{100 * (whole - base):.2f}"),
     ]
     figures = {"ray_share": base, "server_share": whole, "tp": tp, "seconds": seconds}
-    _report("Idle, percent of a core", ("what", "percent"), rows, figures, output)
+    report("Idle, percent of a core", ("what", "percent"), rows, figures, output)
 
 
 async def _idle_server(session: "RaySession", model: str, config: "EngineConfig", seconds: float) -> float:
@@ -273,28 +231,3 @@ def _prompt(spec: "DecoderSpec", num_prompt: int, num_tokens: int) -> list[int]:
         limit = f"at most {spec.max_model_len} (the model's context)"
         raise ConfigError(f"prompt-tokens plus tokens must be {limit}, got {num_prompt + num_tokens}")
     return [(7 * index + 1) % spec.vocab_size for index in range(num_prompt)]
-
-
-def _check_output(output: Path | None) -> None:
-    """Raises ConfigError where no file can be written: told before minutes of measuring."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"json must be a file in a folder that exists, got '{output}'")
-
-
-def _or_dash(value: float | None, form: str = "{:.3f}") -> str:
-    return "-" if value is None else form.format(value)
-
-
-def _report(title: str, columns: Any, rows: Any, figures: Any, output: Path | None) -> None:
-    """The table on stdout; the figures as JSON in `output`, or on stdout's last line where it is a pipe."""
-    from headway.cli.report import print_line
-    from headway.cli.table import print_table
-
-    print_table(title, columns, rows)
-    if figures is None:
-        return
-    text = json.dumps(figures)
-    if output is not None:
-        output.write_text(text + "\n")
-    elif not sys.stdout.isatty():
-        print_line(text)
