@@ -1,4 +1,4 @@
-"""Attention kernels beside PyTorch's own backends, on one GPU, in one run.
+"""Attention kernels beside PyTorch's own backends and FlashInfer, on one GPU, in one run.
 
 Caches are cold: prefill writes a buffer larger than the L2 before each run, decode goes round through more
 pools than the L2 holds, with one plan for all, as a step's layers do. PyTorch's backends take dense K and V.
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
+from headway.bench.attention_peers import BACKENDS, FLASHINFER, flashinfer_decode, sdpa
 from headway.bench.contest import Contender, contest
 from headway_kernels import gpu
 
 PAGE_SIZE = 16
 COLD_BYTES = 512 << 20  # many times any L2
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
-PREFILL_NAMES = ("dense", "paged", "flash", "cuDNN")
-DECODE_NAMES = ("paged", "flash", "cuDNN")
+DENSE, PAGED = "ours, dense", f"ours, pages of {PAGE_SIZE}"
+PREFILL_NAMES = (DENSE, PAGED, *BACKENDS)
+DECODE_NAMES = (PAGED, *BACKENDS, FLASHINFER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +88,26 @@ DECODE = (
 
 
 def prefill_us(row: PrefillRow, repeats: int) -> dict[str, float]:
-    """Microseconds of each contender: ours over one page ("dense") and over pages of 16, and PyTorch's."""
+    """Microseconds of each contender: ours over one page (dense) and over small ones, and PyTorch's."""
     q_TQD, k_GLD, v_GLD = (
         _random(row.num_tokens, row.num_q_heads, row.head_dim),
         *(_random(row.num_kv_heads, row.num_tokens, row.head_dim) for _ in range(2)),
     )
     contenders = {
-        "dense": _our_prefill(row, q_TQD, k_GLD, v_GLD, row.num_tokens),
-        "paged": _our_prefill(row, q_TQD, k_GLD, v_GLD, PAGE_SIZE),
+        DENSE: _our_prefill(row, q_TQD, k_GLD, v_GLD, row.num_tokens),
+        PAGED: _our_prefill(row, q_TQD, k_GLD, v_GLD, PAGE_SIZE),
     }
     if row.window is None:
-        contenders |= _sdpa(q_TQD.transpose(0, 1)[None].contiguous(), k_GLD[None], v_GLD[None], causal=True)
+        contenders |= sdpa(q_TQD.transpose(0, 1)[None].contiguous(), k_GLD[None], v_GLD[None], causal=True)
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
     return contest(contenders, repeats, cold.zero_)
 
 
 def decode_us(row: DecodeRow, repeats: int) -> dict[str, float]:
-    """Microseconds a layer of each contender; PyTorch's where all contexts have the same length."""
+    """Microseconds a layer of each contender; PyTorch's where all contexts have the same length.
+
+    Ours plans on the device, within the time.
+    """
     num_layers = max(2, min(32, -(-COLD_BYTES // row.kv_bytes)))
     num_pages = sum(row.lengths) // PAGE_SIZE
     shape = (num_pages, row.num_kv_heads, PAGE_SIZE, row.head_dim)
@@ -132,10 +134,11 @@ def decode_us(row: DecodeRow, repeats: int) -> dict[str, float]:
                 plan=plan,
             )
 
-    steps: dict[str, Contender] = {"paged": step}
+    steps: dict[str, Contender] = {PAGED: step}
+    steps |= flashinfer_decode(q_BQD, pools, page_table_BP=table_BP, lengths=row.lengths)
     if len(set(row.lengths)) == 1:
         dense = (len(row.lengths), row.num_kv_heads, row.lengths[0], row.head_dim)
-        layers = [_sdpa(q_BQD[:, :, None], k.view(dense), v.view(dense), causal=False) for k, v in pools]
+        layers = [sdpa(q_BQD[:, :, None], k.view(dense), v.view(dense), causal=False) for k, v in pools]
         for name in layers[0]:
             steps[name] = lambda name=name: [layer[name]() for layer in layers]  # type: ignore[misc]
     return {name: us / num_layers for name, us in contest(steps, repeats).items()}
@@ -164,16 +167,6 @@ def _our_prefill(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor, p
         scale=row.head_dim**-0.5,
         window=row.window,
     )
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> dict[str, Contender]:
-    """PyTorch's backends over [B, heads, L, D]."""
-
-    def run(backend: SDPBackend) -> Tensor:
-        with sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-
-    return {name: lambda backend=backend: run(backend) for name, backend in BACKENDS.items()}  # type: ignore[misc]
 
 
 def _page_table(lengths: Sequence[int], num_pages: int, page_size: int = PAGE_SIZE) -> Tensor:

@@ -18,6 +18,7 @@ def attention(
     from headway.bench.attention import (
         DECODE,
         DECODE_NAMES,
+        PAGED,
         PREFILL,
         PREFILL_NAMES,
         decode_us,
@@ -30,18 +31,18 @@ def attention(
         (str(row), *(or_dash(row.tflops(us.get(name)), "{:.0f}") for name in PREFILL_NAMES))
         for row, us in prefill
     ]
-    columns = ("causal prefill", "ours, dense", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN")
+    columns: tuple[str, ...] = ("causal prefill", *PREFILL_NAMES)
     report(f"Attention on {device}, bfloat16, TFLOP/s", columns, speeds, None, None)
     decode = [(row, decode_us(row, repeats)) for row in DECODE]
     times = [
         (
             str(row),
             *(or_dash(us.get(name), "{:.1f}") for name in DECODE_NAMES),
-            f"{row.kv_bytes / us['paged'] / 1e6:.2f}",
+            f"{row.kv_bytes / us[PAGED] / 1e6:.2f}",
         )
         for row, us in decode
     ]
-    columns = ("decode, a layer", "ours, pages of 16", "PyTorch flash", "PyTorch cuDNN", "ours, TB/s")
+    columns = ("decode, a layer", *DECODE_NAMES, "ours, TB/s")
     figures = [{"row": str(row), "us": us} for row, us in (*prefill, *decode)]
     report(f"Decode on {device}, bfloat16, microseconds", columns, times, figures, output)
 
