@@ -102,22 +102,22 @@ def test_together_the_ranks_read_all_of_the_checkpoint_and_share_only_what_is_re
 
 
 def test_targets_have_the_names_and_shapes_that_the_decoder_expects() -> None:
-    plan = shard_plan(decoder(biases=True), 3)
-    first, middle = plan.rank(0).targets, plan.rank(1).targets
+    plan = shard_plan(decoder(9, 3, biases=True), 2)
+    first, last = plan.rank(0).targets, plan.rank(1).targets
     layer = {
         "attn_norm.weight": (6,),
         "qkv.weight": (16, 6),  # (4 + 2 * 2) heads of 2
         "qkv.bias": (16,),
         "o.weight": (6, 8),
         "mlp_norm.weight": (6,),
-        "gate_up.weight": (12, 6),
-        "gate_up.bias": (12,),
-        "down.weight": (6, 6),
+        "gate_up.weight": (18, 6),
+        "gate_up.bias": (18,),
+        "down.weight": (6, 9),
     }
-    outer = {"embed.weight": (6, 6), "norm.weight": (6,), "head.weight": (6, 6)}
+    outer = {"embed.weight": (10, 6), "norm.weight": (6,), "head.weight": (10, 6)}
     layers = {f"layers.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
-    assert middle == outer | layers
-    assert {name for name in first if name not in middle} == {
+    assert last == outer | layers
+    assert {name for name in first if name not in last} == {
         f"layers.{i}.{name}.bias" for i in range(2) for name in ("o", "down")
     }
 
@@ -127,12 +127,13 @@ def test_a_tied_head_is_no_tensor_of_its_own() -> None:
 
 
 def test_query_key_and_value_rows_follow_each_other() -> None:
-    reads = [read for read in shard_plan(decoder(), 3).rank(1).reads if read.target == "layers.1.qkv.weight"]
+    plan = shard_plan(decoder(9, 3), 2)
+    reads = [read for read in plan.rank(1).reads if read.target == "layers.1.qkv.weight"]
     found = [(read.source.rpartition("self_attn.")[2], read.ranges[0], *read.place) for read in reads]
     assert found == [
         ("q_proj.weight", range(10, 18), range(8)),
-        ("k_proj.weight", range(4), range(8, 12)),
-        ("v_proj.weight", range(4), range(12, 16)),
+        ("k_proj.weight", range(2, 6), range(8, 12)),
+        ("v_proj.weight", range(2, 6), range(12, 16)),
     ]
 
 

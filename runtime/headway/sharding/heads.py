@@ -1,13 +1,12 @@
 """Which rank owns which attention heads, for any number of query heads, KV heads and ranks.
 
 Each rank owns a contiguous range of query heads and exactly the KV heads those need. A group is a KV
-head with the query heads that read it. Up to as many ranks as KV heads, whole groups are dealt out;
-beyond, groups are cut, and a KV head is held by each rank that has a part of its group.
+head with the query heads that read it; where a group is cut, its KV head is held by each rank that has a
+part of it.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 from headway.core.errors import ConfigError
@@ -46,12 +45,12 @@ class RankHeads:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The split of the heads over `world_size` ranks whose costliest rank is cheapest.
+    """The split of the heads over `world_size` ranks whose worst rank is best.
 
-    Up to as many ranks as KV heads, only splits of whole groups are looked at: cutting one would even out
-    the query heads at the price of a replicated KV head. Among the cheapest splits, the one with the fewest
-    KV heads on any rank, then the fewest in all, then the most even query heads (smallest sum of squares).
-    Raises ConfigError where no split exists.
+    No rank has more KV heads than it must, num_kv_heads / world_size rounded up: all ranks have as many
+    pages as the one with the largest pages can hold, and decoding reads them. Of such splits, the one whose
+    costliest rank is cheapest, even if that cuts groups; then the one with the fewest KV heads in all, then
+    the one with the most even query heads (smallest sum of squares). Raises ConfigError where no split exists.
     """
 
     num_q_heads: int
@@ -62,10 +61,8 @@ class HeadPlan:
     def __post_init__(self) -> None:
         self._check()
         group = self.num_q_heads // self.num_kv_heads
-        if self.world_size <= self.num_kv_heads:
-            cuts = _deal_groups(self.num_kv_heads, group, self.world_size)
-        else:
-            cuts = _cut_groups(self.num_q_heads, group, self.world_size)
+        max_kv = -(-self.num_kv_heads // self.world_size)
+        cuts = _cut(self.num_q_heads, group, self.world_size, max_kv)
         held_before = 0
         ranks = []
         for start, stop in pairwise(cuts):
@@ -113,22 +110,16 @@ def _rank_heads(q: range, group: int, held_before: int) -> RankHeads:
     return RankHeads(q=q, kv=kv, group_bounds=tuple(bounds), num_replicas=int(kv.start < held_before))
 
 
-def _deal_groups(num_groups: int, group: int, world_size: int) -> list[int]:
-    """Whole groups, larger shares first: the query head at which each rank starts, and the end."""
-    share, extra = divmod(num_groups, world_size)
-    return [(rank * share + min(rank, extra)) * group for rank in range(world_size + 1)]
+def _cut(num_q: int, group: int, world_size: int, max_kv: int) -> list[int]:
+    """The query head at which each rank starts, and the end.
 
-
-def _cut_groups(num_q: int, group: int, world_size: int) -> list[int]:
-    """The best cuts at any query head: the query head at which each rank starts, and the end.
-
-    The two bottlenecks are found by bisection, as a greedy walk that gives each rank all it may take
-    needs the fewest ranks; a rank too many can always be cut off another, which raises no bottleneck.
-    Within them, dynamic programming over (ranks left, first head) minimises what adds up over ranks.
+    The least cost of the costliest rank is found by bisection, as a greedy walk that gives each rank all it
+    may take needs the fewest ranks; a rank too many can always be cut off another, which costs none more.
+    Within it, dynamic programming over (ranks left, first head) minimises what adds up over ranks.
     """
-    fits = partial(_fits, num_q, group, world_size)
-    max_cost = bisect_left(range(2 * num_q), True, lo=2, key=lambda cost: fits(cost, num_q))
-    max_kv = bisect_left(range(num_q), True, lo=1, key=lambda kv: fits(max_cost, kv))
+    max_cost = bisect_left(
+        range(2 * num_q + 1), True, lo=2, key=lambda cost: _fits(num_q, group, world_size, cost, max_kv)
+    )
     ends = [_reach(start, num_q, group, max_cost, max_kv) for start in range(num_q)]
 
     # best[start]: (KV heads held, sum of squared query heads) of the cheapest cover of [start, num_q).
