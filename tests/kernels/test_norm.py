@@ -107,7 +107,7 @@ def test_a_tile_holds_whole_rows(size: int) -> None:
     assert size <= tile.wide < 2 * max(size, 16)
     assert 1 <= tile.num_warps <= 16
     values = tile.rows * tile.wide // (32 * tile.num_warps)  # of a thread
-    assert 8 <= values <= 128
+    assert 8 <= values <= 64
 
 
 ROWS, WEIGHT = torch.zeros(2, 8), torch.zeros(8)
@@ -120,7 +120,7 @@ ROWS, WEIGHT = torch.zeros(2, 8), torch.zeros(8)
         ({"x_TH": ROWS.double()}, "x_TH must be .* 16- or 32-bit float.* got torch.float64"),
         ({"x_TH": torch.zeros(8, 2).T}, r"x_TH must be .* H dense .*strides \[1, 2\]"),
         ({"x_TH": torch.zeros(2, 0)}, r"x_TH must be .* got torch.float32 \[2, 0\]"),
-        ({"x_TH": torch.zeros(1, MOST_VALUES + 1)}, "x_TH must be .* up to 65536, got .*65537"),
+        ({"x_TH": torch.zeros(1, MOST_VALUES + 1)}, "x_TH must be .* up to 32768, got .*32769"),
         ({"weight_H": torch.zeros(7)}, r"weight_H must be .* \[8\] on cpu.* got torch.float32 \[7\]"),
         ({"weight_H": WEIGHT.half()}, "weight_H must be torch.float32 .* got torch.float16"),
         ({"weight_H": torch.zeros(16)[::2]}, r"weight_H must be .* dense, got .* strides \[2\]"),
