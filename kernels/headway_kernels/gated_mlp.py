@@ -21,10 +21,8 @@ from torch import Tensor
 from headway_kernels.launch import DTYPES
 from headway_kernels.online_softmax import LOG2_E
 
-VALUES, WARPS = (
-    1024,
-    4,
-)  # of a program: eight values a thread, so one 16-byte load of each half in half precision
+VALUES = 1024  # of a program
+WARPS = 4  # so eight values a thread: in half precision, a load of 16 bytes from each half
 HALF_SQRT_2 = tl.constexpr(0.7071067811865476)
 SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 CUBIC = tl.constexpr(0.044715)

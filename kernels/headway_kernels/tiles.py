@@ -72,9 +72,9 @@ def worth_repaging(
 def norm_tile(size: int) -> RowTile:
     """The tile of a norm over rows of `size` values: it depends on nothing else, so that a row's sums do not.
 
-    A thread takes 8 values, one 16-byte load in half precision, until 16 warps are at work: a step that
-    decodes has fewer rows than the device has multiprocessors, and waits for one row. Of short rows, such as
-    heads, 2048 values make a program.
+    Reasoned, not swept. A thread takes 8 values, one 16-byte load in half precision, until 16 warps are at
+    work: a step that decodes has fewer rows than the device has multiprocessors, and waits for one row. Of
+    short rows, such as heads, 2048 values make a program.
     """
     wide = padded(size)
     if wide < 512:
