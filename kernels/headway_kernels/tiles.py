@@ -27,6 +27,15 @@ class Tiles:
     programs: int = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowTile:
+    """rows: whole rows that a program takes; wide: the values of one, padded to a power of two."""
+
+    rows: int
+    wide: int
+    num_warps: int
+
+
 # H200, 2026-11-23, TFLOP/s at 8192 tokens: 511 (D 128, 32/8), 419 (D 64, 32/8), 426 (D 64, 71/1); 128 rows or
 # positions and other depths gave less. Two or three programs a multiprocessor hide each other's softmax.
 BOXES = Tiles(rows=64, positions=64, num_warps=4, num_stages=3, boxes=True)
@@ -58,6 +67,19 @@ def worth_repaging(
         return False
     whole = all(count == context for count, context in lengths)
     return whole and max(count for count, _ in lengths) >= LONG
+
+
+def norm_tile(size: int) -> RowTile:
+    """The tile of a norm over rows of `size` values: it depends on nothing else, so that a row's sums do not.
+
+    Reasoned, not swept. A thread takes 8 values, one 16-byte load in half precision, until 16 warps are at
+    work: a step that decodes has fewer rows than the device has multiprocessors, and waits for one row. Of
+    short rows, such as heads, 2048 values make a program.
+    """
+    wide = padded(size)
+    if wide < 512:
+        return RowTile(rows=2048 // wide, wide=wide, num_warps=4)
+    return RowTile(rows=1, wide=wide, num_warps=min(wide // 256, 16))
 
 
 def padded(size: int, least: int = 16) -> int:
