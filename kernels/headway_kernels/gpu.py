@@ -2,12 +2,12 @@
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.kv_write import kv_write
 from headway_kernels.merge import merge
 from headway_kernels.paged_decode import paged_decode
 from headway_kernels.reference import (
     clamped_silu_mul,
     gelu_mul,
-    kv_write,
     layer_norm,
     moe,
     rms_norm,
