@@ -6,16 +6,16 @@
 RMS norm: arXiv 1910.07467; rotary embedding: arXiv 2104.09864. Arithmetic is in float32.
 
 Layout: q [T, Q, D], k and v [T, G, D], slices of one product or not -> out [T, Q, D]; pools
-[pages, G, page_size, D]. Of inputs and pools D is dense. The Q + 2G heads of a token are one list: queries, keys
-and values differ in where they come from, where they go, and whether they turn.
+[pages, G, page_size, D]. Of inputs and pools D is dense. The Q + 2G heads of a token are one list: queries,
+keys and values differ in where they come from, where they go, and whether they turn.
 Grid: one program a block of `HEADS` heads of a token, the blocks of a token side by side.
 
-The two values of a half-split pair come in two tiles, and so meet in one thread; interleaved pairs come in one
-tile that is split in registers. Every head of a program loads its own cosines: the L1 has them, and in the layout
-of the heads' tile they need not pass through shared memory.
+The two values of a half-split pair come in two tiles, and so meet in one thread; interleaved pairs come in
+one tile that is split in registers. Every head of a program loads its own cosines: the L1 has them, and in
+the layout of the heads' tile they need not pass through shared memory.
 
-Shape suffixes: as in `reference`; N heads of a program, F = R / 2 pairs, E values at which pairs are loaded: all
-R of interleaved pairs, the first F of half-split ones.
+Shape suffixes: as in `reference`; N heads of a program, F = R / 2 pairs, E values at which pairs are loaded:
+all R of interleaved pairs, the first F of half-split ones.
 """
 
 import torch

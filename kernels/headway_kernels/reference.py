@@ -309,8 +309,8 @@ def _rotate(x_TND: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
 def _rotate_interleaved(x_TND: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
     """As `_rotate`, of pairs (2i, 2i + 1)."""
     dim = cos_T1R.shape[-1]
-    halves = x_TND[..., :dim].unflatten(-1, (-1, 2)).mT.flatten(-2)
-    turned = _rotate(halves, cos_T1R, sin_T1R).unflatten(-1, (2, -1)).mT.flatten(-2)
+    halves = torch.cat((x_TND[..., 0:dim:2], x_TND[..., 1:dim:2]), -1)
+    turned = torch.stack(_rotate(halves, cos_T1R, sin_T1R).chunk(2, -1), -1).flatten(-2)
     return torch.cat((turned, x_TND[..., dim:]), -1)
 
 
