@@ -66,18 +66,29 @@ def kv_write(
     slots_T: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
+    interleaved: bool = False,
+    q_norm_D: Tensor | None = None,
+    k_norm_D: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """Rotate queries and keys by their positions, write keys and values to `slots_T`; return the queries.
+    """Norm queries and keys, rotate them by their positions, write keys and values to `slots_T`; return the
+    queries.
 
-    Without cosines and sines nothing is rotated.
-    The first R values of a head turn in half-split pairs (i, i + R/2), as in Hugging Face checkpoints.
-    `sin_TR` comes with its first half negated. `slots_T` (int64) must be distinct and within the pools.
+    q_norm_D, k_norm_D, eps: weights of `rms_norm` of each head for itself; without them there is no norm.
+    cos_TR, sin_TR: of R / 2 angles a token, twice: halves of `cos_TR` are equal, and `sin_TR` has its first
+        half negated. Without them nothing is rotated.
+    interleaved: which of the first R values of a head angle i turns: (2i, 2i + 1), as in GPT-J, or else
+        (i, i + R/2), as in most Hugging Face checkpoints. Cosines and sines are laid out the same for both.
+    slots_T: int64, distinct and within the pools; nothing else of the pools is touched.
     """
     page_size = k_pool.shape[2]
     page_T, offset_T = slots_T // page_size, slots_T % page_size
+    if q_norm_D is not None and k_norm_D is not None:
+        q_TQD, k_TGD = rms_norm(q_TQD, q_norm_D, eps)[0], rms_norm(k_TGD, k_norm_D, eps)[0]
     if cos_TR is not None and sin_TR is not None:
+        rotate = _rotate_interleaved if interleaved else _rotate
         cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
-        q_TQD, k_TGD = _rotate(q_TQD, cos_T1R, sin_T1R), _rotate(k_TGD, cos_T1R, sin_T1R)
+        q_TQD, k_TGD = rotate(q_TQD, cos_T1R, sin_T1R), rotate(k_TGD, cos_T1R, sin_T1R)
     k_pool[page_T, :, offset_T] = k_TGD
     v_pool[page_T, :, offset_T] = v_TGD
     return q_TQD
@@ -293,6 +304,14 @@ def _rotate(x_TND: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
         turned = _rotate(x_TND[..., :dim], cos_T1R, sin_T1R)
         return torch.cat((turned, x_TND[..., dim:]), -1)
     return torch.addcmul(x_TND * cos_T1R, x_TND.roll(dim // 2, -1), sin_T1R).to(x_TND.dtype)
+
+
+def _rotate_interleaved(x_TND: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
+    """As `_rotate`, of pairs (2i, 2i + 1)."""
+    dim = cos_T1R.shape[-1]
+    halves = torch.cat((x_TND[..., 0:dim:2], x_TND[..., 1:dim:2]), -1)
+    turned = torch.stack(_rotate(halves, cos_T1R, sin_T1R).chunk(2, -1), -1).flatten(-2)
+    return torch.cat((turned, x_TND[..., dim:]), -1)
 
 
 def _head_slices(bounds: Sequence[int]) -> list[tuple[slice, slice]]:

@@ -82,6 +82,17 @@ def norm_tile(size: int) -> RowTile:
     return RowTile(rows=1, wide=wide, num_warps=min(wide // 256, 16))
 
 
+def heads_a_program(head_dim: int, rotated: int, num_heads: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(heads, warps) of a program of `kv_write`: 16 bytes a thread from each half of wholly rotated heads.
+
+    Where less is rotated, its tiles are small: fewer warps keep their loads wide.
+    """
+    wide = padded(head_dim, 1)
+    heads = max(4 * 32 * 2 * 16 // dtype.itemsize // wide, 1)
+    num_warps = 2 if rotated and 2 * padded(rotated // 2, 1) < wide else 4
+    return min(heads, padded(num_heads, 1)), num_warps
+
+
 def padded(size: int, least: int = 16) -> int:
     """The power of two that a tile of `size` takes up; a matrix product takes no less than `least`."""
     return max(least, 1 << (size - 1).bit_length())

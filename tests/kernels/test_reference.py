@@ -213,10 +213,15 @@ def test_chunked_prefill_equals_whole_prefill(chunks: list[int], window: int | N
     torch.testing.assert_close(torch.cat(parts), prefill(q, cache, [(19, 19)], **options))
 
 
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotated", [8, 6])
-def test_kv_write_rotates_pairs_and_fills_the_slots_alone(rotated: int) -> None:
+def test_kv_write_norms_heads_rotates_pairs_and_fills_the_slots_alone(
+    rotated: int, interleaved: bool, normed: bool
+) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 8)
+    q_norm, k_norm = torch.rand(2, 8) if normed else (None, None)
     angle = torch.randn(5, rotated // 2)
     pools = [torch.full((6, 2, 4, 8), torch.nan) for _ in range(2)]
     slots = torch.tensor([7, 8, 0, 23, 13])
@@ -229,16 +234,27 @@ def test_kv_write_rotates_pairs_and_fills_the_slots_alone(rotated: int) -> None:
         slots_T=slots,
         k_pool=pools[0],
         v_pool=pools[1],
+        interleaved=interleaved,
+        q_norm_D=q_norm,
+        k_norm_D=k_norm,
+        eps=0.1,
     )
 
-    def naive(x: Tensor) -> Tensor:
+    def naive(x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is not None:
+            x = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
         half = rotated // 2
-        pairs = torch.complex(x[..., :half], x[..., half:rotated])
+        first, second = range(half), range(half, rotated)
+        if interleaved:
+            first, second = range(0, rotated, 2), range(1, rotated, 2)
+        pairs = torch.complex(x[..., first], x[..., second])
         pairs = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
-        return torch.cat((pairs.real, pairs.imag, x[..., rotated:]), -1)
+        out = x.clone()
+        out[..., first], out[..., second] = pairs.real, pairs.imag
+        return out
 
-    torch.testing.assert_close(turned, naive(q))
-    for pool, rows in zip(pools, (naive(k), v), strict=True):
+    torch.testing.assert_close(turned, naive(q, q_norm))
+    for pool, rows in zip(pools, (naive(k, k_norm), v), strict=True):
         written = pool.transpose(1, 2).reshape(24, 2, 8)
         torch.testing.assert_close(written[slots], rows)
         assert int(written.isfinite().all(-1).all(-1).sum()) == 5

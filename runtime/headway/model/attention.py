@@ -15,7 +15,7 @@ from torch import Tensor
 from headway.model.batch import ModelInput
 from headway.model.collectives import Collectives
 from headway.model.linear import wide
-from headway.model.norm import heads_norm
+from headway.model.norm import all_heads_norm, each_head_norm
 from headway.model.spec import DecoderSpec
 from headway.sharding.heads import RankHeads
 
@@ -41,7 +41,8 @@ class Attention:
         self._qkv, self._qkv_bias = wide(params["qkv.weight"]), params.get("qkv.bias")
         self._o, self._o_bias = params["o.weight"], params.get("o.bias")
         self._clip = spec.clip_qkv
-        self._norm = heads_norm(spec, params, heads, collectives, ops)
+        self._all_heads_norm = all_heads_norm(spec, params, heads, collectives)
+        self._each_head_norm = each_head_norm(spec, params)
         self._group = spec.layer_groups[index]
         self._rope = spec.layer_ropes[index]
         slopes = torch.tensor(spec.alibi_slopes[heads.q.start : heads.q.stop], device=self._o.device)
@@ -72,8 +73,8 @@ class Attention:
         if self._clip is not None:
             qkv_TXD = qkv_TXD.clamp(-self._clip, self._clip)
         q_TQD, k_TGD, v_TGD = qkv_TXD.split_with_sizes(self._sizes, 1)
-        if self._norm is not None:
-            q_TQD, k_TGD = self._norm(q_TQD, k_TGD)
+        if self._all_heads_norm is not None:
+            q_TQD, k_TGD = self._all_heads_norm(q_TQD, k_TGD)
         cos_TR, sin_TR = (None, None) if self._rope is None else angles[self._rope]
         q_TQD = self._ops.kv_write(
             q_TQD,
@@ -84,6 +85,7 @@ class Attention:
             slots_T=batch.groups[self._group].slots_T,
             k_pool=k_pool,
             v_pool=v_pool,
+            **self._each_head_norm,
         )
         out_TQD = self._attend(q_TQD, batch, k_pool, v_pool, plans)
         return F.linear(out_TQD.flatten(1), self._o, self._o_bias)

@@ -7,6 +7,7 @@ head.
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,16 +40,23 @@ def plain_sum(x_TH: Tensor, residual_TH: Tensor | None) -> tuple[Tensor, Tensor]
     return total_TH, total_TH
 
 
-def heads_norm(
-    spec: DecoderSpec, params: Params, heads: RankHeads, collectives: Collectives, ops: ModuleType
+def each_head_norm(spec: DecoderSpec, params: Params) -> dict[str, Any]:
+    """The norm of each query and key head for itself, as arguments of `kv_write`; none without one."""
+    if spec.qk_norm is not QkNorm.HEAD:
+        return {}
+    q_weight_D, k_weight_D = _qk_weights(spec, params)
+    return {"q_norm_D": q_weight_D, "k_norm_D": k_weight_D, "eps": spec.norm_eps}
+
+
+def all_heads_norm(
+    spec: DecoderSpec, params: Params, heads: RankHeads, collectives: Collectives
 ) -> HeadsNorm | None:
-    """The norm of a layer's queries and keys: (q_TQD, k_TGD) -> the same, normalised; None without one."""
-    if spec.qk_norm is QkNorm.NONE:
+    """The norm of all queries, and of all keys, of a token: (q_TQD, k_TGD) -> the same, normalised; None
+    without one.
+    """
+    if spec.qk_norm is not QkNorm.ALL:
         return None
-    q_weight, k_weight = (_weight(spec, params[f"{name}_norm.weight"]) for name in "qk")
-    if spec.qk_norm is QkNorm.HEAD:
-        return partial(_each_head, ops, q_weight, k_weight, spec.norm_eps)
-    return _AllHeads(spec, heads, collectives, q_weight, k_weight)
+    return _AllHeads(spec, heads, collectives, *_qk_weights(spec, params))
 
 
 def _rms_norm(
@@ -68,12 +76,6 @@ def _layer_norm(
 ) -> tuple[Tensor, Tensor]:
     normed: tuple[Tensor, Tensor] = ops.layer_norm(x_TH, weight_H, bias_H, eps, residual_TH)
     return normed
-
-
-def _each_head(
-    ops: ModuleType, q_weight_D: Tensor, k_weight_D: Tensor, eps: float, q_TQD: Tensor, k_TGD: Tensor
-) -> tuple[Tensor, Tensor]:
-    return ops.rms_norm(q_TQD, q_weight_D, eps)[0], ops.rms_norm(k_TGD, k_weight_D, eps)[0]
 
 
 class _AllHeads:
@@ -106,6 +108,10 @@ class _AllHeads:
         q32_TQD = q32_TQD * factor_T2[:, :1, None] * self._q_weight_QD
         k32_TGD = k32_TGD * factor_T2[:, 1:, None] * self._k_weight_GD
         return q32_TQD.to(q_TQD.dtype), k32_TGD.to(k_TGD.dtype)
+
+
+def _qk_weights(spec: DecoderSpec, params: Params) -> tuple[Tensor, Tensor]:
+    return _weight(spec, params["q_norm.weight"]), _weight(spec, params["k_norm.weight"])
 
 
 def _weight(spec: DecoderSpec, weight: Tensor) -> Tensor:
