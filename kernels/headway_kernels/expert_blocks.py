@@ -4,11 +4,11 @@ A pair is numbered token * K + k. Expert e's pairs fill blocks of `rows` places 
 
     first(e) = before(e) // rows + e        or, with fewer pairs than that makes,    first(e) = before(e)
 
-on, before(e) being the pairs of lower experts. Either leaves room for ceil(own(e) / rows) blocks, so an expert
-need not know how many blocks the others take, and the number of blocks depends on numbers that the host knows.
-Places behind an expert's last pair hold -1, as do the experts of blocks that nobody needs. Pairs keep their
-order. Nothing is waited for, and a captured graph follows the routing. Grid: a program an expert, which counts
-all pairs and then places its own.
+on, before(e) being the pairs of lower experts. Either leaves room for ceil(own(e) / rows) blocks, so an
+expert need not know how many blocks the others take, and the host knows how many there are in all. Places
+behind an expert's last pair hold -1, as do the experts of blocks that nobody needs. Pairs keep their order.
+Nothing is waited for, and a captured graph follows the routing. Grid: a program an expert, which counts all
+pairs and then places its own.
 
 Source: the padded blocks are those of vLLM's moe_align_block_size; where they begin is our own.
 
@@ -40,7 +40,7 @@ class ExpertBlocks:
 
 
 def expert_blocks(experts_TK: Tensor, *, num_experts: int, rows: int) -> ExpertBlocks:
-    """experts_TK: int64, contiguous, each from 0 to num_experts - 1: a pair with another would be left out."""
+    """experts_TK: int64, contiguous, from 0 to num_experts - 1: a pair with another would be left out."""
     num_pairs = experts_TK.numel()
     num_blocks = most_blocks(num_pairs, num_experts, rows)
     made = torch.empty(num_blocks * (rows + 1), dtype=torch.int32, device=experts_TK.device)
@@ -93,7 +93,9 @@ def _blocks_kernel(
     for begin in range(first, end, ROWS):
         block_M = begin + b_M
         tl.store(
-            block_experts_ptr + block_M, tl.where(block_M < first + num_blocks, expert, -1), mask=block_M < end
+            block_experts_ptr + block_M,
+            tl.where(block_M < first + num_blocks, expert, -1),
+            mask=block_M < end,
         )
     if own == 0:
         return

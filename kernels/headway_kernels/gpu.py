@@ -1,19 +1,19 @@
-"""The ops on a CUDA device: attention in Triton, the rest as `reference` has it. The same functions."""
+"""The ops on a CUDA device: attention and experts in Triton, the rest as `reference`. The same functions."""
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.merge import merge
+from headway_kernels.moe import moe
 from headway_kernels.paged_decode import paged_decode
 from headway_kernels.reference import (
     clamped_silu_mul,
     gelu_mul,
     kv_write,
     layer_norm,
-    moe,
     rms_norm,
-    route,
     silu_mul,
 )
+from headway_kernels.route import route
 
 __all__ = [
     "clamped_silu_mul",

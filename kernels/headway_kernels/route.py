@@ -1,6 +1,6 @@
 """The likeliest experts of each token: softmax, top-k and renormalising in one pass.
 
-    p = softmax(logits[t]);  experts[t] = the top_k greatest, falling;  weights[t] = p[experts[t]] (/ their sum)
+    p = softmax(logits[t]),  experts[t] = places of the top_k greatest, falling,  weights[t] = p[experts[t]]
 
 Each logit becomes a 64-bit key: its bits, in an order that integers share, above its expert's place from the
 end. So a maximum finds value and expert at once, equal logits go to the lower expert, and the experts of a
@@ -31,7 +31,7 @@ def route(
     weights_TK: Tensor | None = None,
     experts_TK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.route` -> (weights_TK in float32, experts_TK in int64), in the given tensors if there are any.
+    """As `reference.route` -> (weights_TK, experts_TK), in the given tensors if there are any.
 
     Of equal logits the lower expert comes first, which the reference does not promise. A token with a NaN has
     weights of NaN, and experts that exist. Raises ValueError for tensors that do not fit each other, and for

@@ -1,4 +1,4 @@
-"""`moe` in Triton's interpreter: blocks of pairs, odd sizes, uneven routing, poisoned memory, wrong arguments."""
+"""`moe` in Triton's interpreter: blocks of pairs, odd sizes, uneven routing, wrong arguments."""
 
 from collections import Counter
 
@@ -40,7 +40,7 @@ def assert_sorted_into_blocks(experts: list[int], num_experts: int, rows: int) -
         assert used[expert] == -(-len(own) // rows)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=70), st.sampled_from([4, 16]))
 def test_pairs_are_sorted_into_blocks_of_one_expert(experts: list[int], rows: int) -> None:
     assert_sorted_into_blocks(experts, 6, rows)
@@ -61,14 +61,16 @@ def test_it_is_as_exact_as_the_reference(num_tokens: int, biased: bool, dtype: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("hidden", "mlp_size", "spare"), [(33, 19, 1), (40, 21, 3), (130, 136, 0), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("hidden", "mlp_size", "spare"), [(33, 19, 1), (40, 21, 3), (130, 136, 0), (1, 1, 0)]
+)
 def test_sizes_and_strides_may_be_odd(hidden: int, mlp_size: int, spare: int, dtype: torch.dtype) -> None:
     sizes = SMALL | {"hidden": hidden, "mlp_size": mlp_size}
     check_moe(moe, 7, **sizes, biased=True, spare=spare, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("num_tokens", [33, 150])
+@pytest.mark.parametrize("num_tokens", [33, 100])
 def test_all_tokens_may_choose_the_same_experts(num_tokens: int, dtype: torch.dtype) -> None:
     check_moe(moe, num_tokens, **SMALL, popular=2, dtype=dtype)
 
@@ -105,7 +107,10 @@ def test_the_same_inputs_give_the_same_bits() -> None:
 
 WRONG = {
     "x": ({"x": torch.zeros(3, 48, dtype=torch.float64)}, r"moe: x must be .* got torch.float64 \[3, 48\]"),
-    "experts": ({"experts_TK": torch.zeros(3, 2, dtype=torch.int32)}, r"moe: experts must be torch.int64 \[3"),
+    "experts": (
+        {"experts_TK": torch.zeros(3, 2, dtype=torch.int32)},
+        r"moe: experts must be torch.int64 \[3",
+    ),
     "weights": ({"weights_TK": torch.zeros(3, 3)}, r"moe: weights must be torch.float32 \[3, 2\]"),
     "gate_up": ({"gate_up_E2IH": torch.zeros(5, 64, 47)}, r"moe: gate_up must be \[experts, rows, 48\]"),
     "down": ({"down_EHI": torch.zeros(4, 48, 32)}, r"moe: down must be \[5, 48, MLP size\]"),
@@ -121,7 +126,9 @@ def test_what_does_not_fit_is_named(name: str) -> None:
     wrong, message = WRONG[name]
     x_TH, others = moe_inputs(3, **SMALL)
     with pytest.raises(ValueError, match=message):
-        moe(**{"x_TH": x_TH} | others | {"x_TH" if key == "x" else key: value for key, value in wrong.items()})
+        moe(
+            **{"x_TH": x_TH} | others | {"x_TH" if key == "x" else key: value for key, value in wrong.items()}
+        )
 
 
 def test_blocks_grow_with_the_pairs_of_an_expert() -> None:

@@ -18,7 +18,9 @@ def _seeded() -> None:
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (5, 5), (8, 2), (33, 4), (128, 8), (512, 16)])
-def test_the_likeliest_are_chosen(num_experts: int, top_k: int, dtype: torch.dtype, renormalise: bool) -> None:
+def test_the_likeliest_are_chosen(
+    num_experts: int, top_k: int, dtype: torch.dtype, renormalise: bool
+) -> None:
     logits_TE = 4 * torch.randn(3, num_experts).to(dtype)
     check_route(route, logits_TE, top_k=top_k, renormalise=renormalise)
 
@@ -44,6 +46,7 @@ def test_experts_of_minus_infinity_come_last_and_weigh_nothing() -> None:
     assert weights_TK.tolist() == [[1.0, 0.0, 0.0]]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of infinity minus infinity
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 def test_whatever_a_row_holds_its_experts_exist_and_differ(value: float) -> None:
     logits_TE = torch.randn(2, 5)
@@ -66,7 +69,9 @@ def test_renormalised_weights_are_a_softmax_over_the_chosen() -> None:
     logits_TE = torch.randn(5, 12)
     weights_TK, experts_TK = route(logits_TE, top_k=4, renormalise=True)
     torch.testing.assert_close(weights_TK, logits_TE.gather(1, experts_TK).softmax(-1))
-    torch.testing.assert_close((weights_TK, experts_TK), reference.route(logits_TE, top_k=4, renormalise=True))
+    torch.testing.assert_close(
+        (weights_TK, experts_TK), reference.route(logits_TE, top_k=4, renormalise=True)
+    )
 
 
 def test_rows_may_be_apart_and_results_given() -> None:

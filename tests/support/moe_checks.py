@@ -55,7 +55,7 @@ def check_moe(moe: Callable[..., Tensor], num_tokens: int, **sizes: Any) -> None
     x_TH, others = moe_inputs(num_tokens, **sizes)
     with poisoned_memory():
         found = moe(x_TH, **others)
-    exact = reference.moe(x_TH.double(), **{name: _double(value) for name, value in others.items()})
+    exact = reference.moe(x_TH.double(), **in_float64(others))
     assert_as_exact(found, reference.moe(x_TH, **others), exact)
 
 
@@ -69,7 +69,7 @@ def check_route(
     """Experts in the order of a stable sort; their weights beside those of a softmax in float64."""
     with poisoned_memory():
         weights_TK, experts_TK = route(logits_TE, top_k=top_k, renormalise=renormalise)
-    order_TE = logits_TE.float().sort(-1, descending=True, stable=True).indices
+    order_TE = logits_TE.float().sort(dim=-1, descending=True, stable=True).indices
     assert torch.equal(experts_TK, order_TE[:, :top_k])
     exact_TK = logits_TE.double().softmax(-1).gather(1, experts_TK)
     if renormalise:
@@ -89,5 +89,8 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _double(value: Any) -> Any:
-    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+def in_float64(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }

@@ -1,4 +1,4 @@
-"""`moe`, with weights of a few models; and `route`. A matrix's rows are one row again and again: it takes no memory."""
+"""`moe` at sizes of a few models, and `route`. A matrix is one row again and again, which takes no memory."""
 
 from functools import partial
 
@@ -59,10 +59,8 @@ LAUNCHES = {
     "Qwen3-MoE, 64 tokens": partial(_moe, tokens=64, **QWEN3),
     "Qwen3-MoE, 1024 tokens": partial(_moe, tokens=1024, **QWEN3),
     "Mixtral, two tokens": partial(_moe, tokens=2, **MIXTRAL),
-    "Mixtral, 128 tokens": partial(_moe, tokens=128, **MIXTRAL),
     "gpt-oss, 256 tokens": partial(_moe, tokens=256, **GPT_OSS),
     "gpt-oss, 412 of its columns": partial(_moe, tokens=16, **GPT_OSS | {"mlp_size": 412}),
-    "gpt-oss, 411 of its columns": partial(_moe, tokens=16, **GPT_OSS | {"mlp_size": 411}),
     "gpt-oss, 411 of its columns, many tokens": partial(_moe, tokens=512, **GPT_OSS | {"mlp_size": 411}),
     "Qwen3-MoE, float32": partial(_moe, tokens=32, dtype=torch.float32, **QWEN3),
     "route": _route,
