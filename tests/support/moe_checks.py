@@ -66,7 +66,10 @@ def check_route(
     top_k: int,
     renormalise: bool,
 ) -> None:
-    """Experts in the order of a stable sort; their weights beside those of a softmax in float64."""
+    """Experts in the order of a stable sort; their weights beside those of a softmax in float64.
+
+    A GPU's exponential is good to 2^-22, and its argument to half an ulp of what the likeliest is ahead by.
+    """
     with poisoned_memory():
         weights_TK, experts_TK = route(logits_TE, top_k=top_k, renormalise=renormalise)
     order_TE = logits_TE.float().sort(dim=-1, descending=True, stable=True).indices
@@ -75,8 +78,7 @@ def check_route(
     if renormalise:
         exact_TK /= exact_TK.sum(-1, keepdim=True)
     assert weights_TK.dtype == torch.float32
-    plain_TK, _ = reference.route(logits_TE, top_k=top_k, renormalise=renormalise)
-    assert_as_exact(weights_TK, plain_TK, exact_TK)
+    torch.testing.assert_close(weights_TK.double(), exact_TK, rtol=2e-6, atol=1e-7)
 
 
 @contextmanager
