@@ -77,7 +77,7 @@ def _case(name: str, *, tokens: int, num_experts: int, top_k: int, hidden: int, 
     sizes = {"num_experts": num_experts, "top_k": top_k, "hidden": hidden, "mlp_size": mlp_size}
     return Case(
         op="moe",
-        shape=f"{name}, {tokens} tokens",
+        shape=f"{name}, T {tokens}",
         num_bytes=2 * (3 * num_used * hidden * mlp_size + 2 * tokens * hidden) + 12 * tokens * top_k,
         contenders=partial(_contenders, num_runs, tokens=tokens, **sizes),
         num_runs=num_runs,

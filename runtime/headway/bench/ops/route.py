@@ -21,7 +21,7 @@ def _contenders(tokens: int, num_experts: int, top_k: int) -> Mapping[str, Conte
 def _case(name: str, *, tokens: int, num_experts: int, top_k: int) -> Case:
     return Case(
         op="route",
-        shape=f"{name}, {tokens} tokens",
+        shape=f"{name}, T {tokens}",
         num_bytes=tokens * (2 * num_experts + 12 * top_k),
         contenders=partial(_contenders, tokens, num_experts, top_k),
     )
