@@ -1,13 +1,14 @@
-"""The ops on a CUDA device: in Triton where a kernel pays, else as `reference` has it. The same functions."""
+"""The ops on a CUDA device, in Triton: the same functions as `reference` has."""
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.gated_mlp import clamped_silu_mul, gelu_mul, silu_mul
 from headway_kernels.kv_write import kv_write
 from headway_kernels.merge import merge
+from headway_kernels.moe import moe
 from headway_kernels.norm import layer_norm, rms_norm
 from headway_kernels.paged_decode import paged_decode
-from headway_kernels.reference import moe, route
+from headway_kernels.route import route
 
 __all__ = [
     "clamped_silu_mul",

@@ -124,3 +124,61 @@ def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, in
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)
     return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupedTiles:
+    """rows, columns: of a tile of results; depth: what a step of the sum takes in."""
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+GROUPED_PROGRAMS = 512  # that keep the memory of a Hopper GPU busy when each streams its share of the weights
+
+
+def grouped_rows(num_pairs: int, num_experts: int, *, dtype: torch.dtype) -> int:
+    """Rows of a block of one expert's pairs: half as many again as each expert has on average, so that most
+    read their weights once. A layer's two products share them.
+    """
+    rows = min(padded(3 * num_pairs // (2 * num_experts)), 128)
+    return min(rows, 32) if dtype == torch.float32 else rows
+
+
+def grouped_tiles(
+    *,
+    num_blocks: int,
+    rows: int,
+    num_columns: int,
+    unit: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+) -> GroupedTiles:
+    """Of a matrix product of blocks of rows, each with its own weights; `unit` divides the rows' lengths.
+
+    Up to 32 rows the weights' way from memory takes the time: narrower tiles until there are enough programs,
+    and deep steps. Odd lengths are read value by value, through registers.
+    """
+    if dtype == torch.float32:
+        return GroupedTiles(rows=rows, columns=32, depth=32, num_warps=4, num_stages=2)
+    if unit == 1:
+        return GroupedTiles(rows=rows, columns=64, depth=32, num_warps=4, num_stages=2)
+    if rows <= 32:
+        enough = (wide for wide in (128, 64) if num_blocks * -(-num_columns // wide) >= GROUPED_PROGRAMS)
+        columns = next(enough, 32)
+        if capability < HOPPER:
+            return GroupedTiles(rows=rows, columns=min(columns, 64), depth=64, num_warps=4, num_stages=3)
+        num_stages = {32: 5, 64: 4, 128: 3}[columns]
+        return GroupedTiles(rows=rows, columns=columns, depth=128, num_warps=4, num_stages=num_stages)
+    if capability < HOPPER:
+        return GroupedTiles(rows=rows, columns=64, depth=32, num_warps=4, num_stages=3)
+    return GroupedTiles(
+        rows=rows,
+        columns=128,
+        depth=64,
+        num_warps=8 if rows == 128 else 4,
+        num_stages=3 if rows == 128 else 4,
+    )
