@@ -1,7 +1,8 @@
-"""The ops on a CUDA device: attention in Triton, the rest as `reference` has it. The same functions."""
+"""The ops on a CUDA device: attention and `linear` in Triton, the rest as `reference`. The same functions."""
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.linear import linear
 from headway_kernels.merge import merge
 from headway_kernels.paged_decode import paged_decode
 from headway_kernels.reference import (
@@ -21,6 +22,7 @@ __all__ = [
     "gelu_mul",
     "kv_write",
     "layer_norm",
+    "linear",
     "merge",
     "moe",
     "paged_decode",

@@ -91,3 +91,47 @@ def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, in
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)
     return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GemvTiles:
+    """outputs, inputs: of a tile of the weight; product: whether the matrix units multiply it, by 16 tokens,
+    or the vector units, by one token after the other.
+    """
+
+    outputs: int
+    inputs: int
+    num_warps: int = 4
+    num_stages: int = 1
+    product: bool = False
+
+
+GEMV_TOKENS = 16  # that the kernel takes at most
+VECTOR_TOKENS = 4  # above, sums no longer fit the registers, and multiplying takes longer than reading
+# (bytes of a weight, tokens): gemv is chosen from the one on and up to the other, by any line of the
+# table. All matrix products of a decode step of Llama-3.1-8B, H200: with one token cuBLAS took 4.05 ms
+# and 12 lines of Triton with the same tiles 3.73; with 16, cuBLAS took 4.10. Two tokens and more, and
+# smaller weights, have not been compared.
+WORTH_GEMV = ((4 << 20, 4),)
+
+
+def worth_gemv(num_tokens: int, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> bool:
+    """Whether `gemv` is taken instead of cuBLAS: for few tokens, and a weight that takes time to read."""
+    if num_tokens > (VECTOR_TOKENS if dtype == torch.float32 else GEMV_TOKENS):
+        return False
+    num_bytes = num_outputs * num_inputs * dtype.itemsize
+    return any(num_bytes >= least and num_tokens <= most for least, most in WORTH_GEMV)
+
+
+def gemv_tiles(num_tokens: int, num_outputs: int, dtype: torch.dtype) -> GemvTiles:
+    """Tiles of 8 KiB, four loads of 16 bytes a thread, of fewer rows where there would be few programs. For
+    products 8 or 16 KiB, stages ahead: every program fetches x anew, so more rows fetch it less often.
+    """
+    if num_tokens > VECTOR_TOKENS:
+        if dtype == torch.float32:
+            return GemvTiles(outputs=32, inputs=32, num_stages=2, product=True)
+        if num_outputs < 1 << 14:
+            return GemvTiles(outputs=32, inputs=128, num_stages=6, product=True)
+        return GemvTiles(outputs=64, inputs=128, num_stages=4, product=True)
+    outputs = 4 if num_outputs >= 3072 else 2 if num_outputs >= 1024 else 1
+    return GemvTiles(outputs=outputs, inputs=(8 << 10) // dtype.itemsize // outputs)
