@@ -99,7 +99,7 @@ def _gemv_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums for each of TOKENS. H and distances come divided by WIDE, so that the compiler knows what divides them."""
+    """Sums for each of TOKENS. Sizes come divided by WIDE, so that the compiler knows what divides them."""
     tl.static_assert(TOKENS <= 4)
     num_inputs = wide_inputs * WIDE
     o_O = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -122,14 +122,15 @@ def _gemv_kernel(
             sum_2_OC += _products(w_OH, _load(x_H + begin + 2 * x_row, h_H, left, EVEN, ""), WIDE)
         if TOKENS > 3:
             sum_3_OC += _products(w_OH, _load(x_H + begin + 3 * x_row, h_H, left, EVEN, ""), WIDE)
+    real_O = o_O < num_outputs
     places = (bias_ptr, residual_ptr, out_ptr, residual_row, out_row)
-    _write(tl.sum(sum_0_OC, 1), 0, o_O, num_tokens, num_outputs, places)
+    _write(tl.sum(sum_0_OC, 1), 0, row_O, real_O, places)
     if TOKENS > 1:
-        _write(tl.sum(sum_1_OC, 1), 1, o_O, num_tokens, num_outputs, places)
+        _write(tl.sum(sum_1_OC, 1), 1, row_O, real_O, places)
     if TOKENS > 2:
-        _write(tl.sum(sum_2_OC, 1), 2, o_O, num_tokens, num_outputs, places)
+        _write(tl.sum(sum_2_OC, 1), 2, row_O, real_O, places)
     if TOKENS > 3:
-        _write(tl.sum(sum_3_OC, 1), 3, o_O, num_tokens, num_outputs, places)
+        _write(tl.sum(sum_3_OC, 1), 3, row_O, real_O, places)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -168,8 +169,9 @@ def _product_kernel(
         real_HT = (t_T < num_tokens)[None] if EVEN else (t_T < num_tokens)[None] & (h_H < left)[:, None]
         w_OH = _load(weight_OH + begin, h_H[None], left, EVEN, "evict_first")
         sum_OT = tl.dot(w_OH, tl.load(x_HT + begin, mask=real_HT, other=0.0), sum_OT, PRECISION)
+    real_OT = (o_O < num_outputs)[:, None] & (t_T < num_tokens)[None]
     places = (bias_ptr, residual_ptr, out_ptr, residual_row, out_row)
-    _write(sum_OT, t_T[None], o_O[:, None], num_tokens, num_outputs, places)
+    _write(sum_OT, t_T[None], row_O[:, None], real_OT, places)
 
 
 @triton.jit
@@ -189,17 +191,16 @@ def _products(w_OH, x_H, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _write(sums, t, o, num_tokens, num_outputs, places):
+def _write(sums, t, row, real, places):
     """The sum is rounded before the residual is added, as where that is an operation of its own."""
     bias_ptr, residual_ptr, out_ptr, residual_row, out_row = places
     if bias_ptr is not None:
-        sums += tl.load(bias_ptr + o, mask=o < num_outputs, other=0.0).to(tl.float32)
-    real = (o < num_outputs) & (t < num_tokens)
+        sums += tl.load(bias_ptr + row).to(tl.float32)
     out = sums.to(out_ptr.dtype.element_ty)
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + t * residual_row + o, mask=real, other=0.0)
+        residual = tl.load(residual_ptr + t * residual_row + row, mask=real, other=0.0)
         out = (out.to(tl.float32) + residual.to(tl.float32)).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + t * out_row + o, out, mask=real)
+    tl.store(out_ptr + t * out_row + row, out, mask=real)
 
 
 def _check(
