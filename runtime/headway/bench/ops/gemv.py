@@ -32,7 +32,7 @@ def _case(name: str, num_tokens: int) -> Case:
     num_runs = max(1, COLD_BYTES // weight_bytes)
     return Case(
         op="gemv",
-        shape=f"{name} {num_outputs} x {num_inputs}, {num_tokens} tokens",
+        shape=f"{num_tokens} x {name}, {num_outputs} x {num_inputs}",
         num_bytes=weight_bytes + 2 * num_tokens * (num_inputs + num_outputs),
         contenders=partial(_contenders, num_tokens, num_outputs, num_inputs, num_runs),
         num_runs=num_runs,
