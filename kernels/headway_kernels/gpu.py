@@ -4,6 +4,7 @@ from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.gated_mlp import clamped_silu_mul, gelu_mul, silu_mul
 from headway_kernels.kv_write import kv_write
+from headway_kernels.linear import linear
 from headway_kernels.merge import merge
 from headway_kernels.moe import moe
 from headway_kernels.norm import layer_norm, rms_norm
@@ -16,6 +17,7 @@ __all__ = [
     "gelu_mul",
     "kv_write",
     "layer_norm",
+    "linear",
     "merge",
     "moe",
     "paged_decode",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headway_kernels.expert_blocks import ExpertBlocks
 from headway_kernels.launch import capability, precision
-from headway_kernels.tiles import grouped_tiles
+from headway_kernels.tiles_matmul import grouped_tiles
 
 TOGETHER = 8
 UNIT = 16  # values; the largest divisor of all rows that is told to the compiler, which loads no wider

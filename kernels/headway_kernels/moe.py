@@ -29,7 +29,8 @@ from torch import Tensor
 from headway_kernels.expert_blocks import expert_blocks
 from headway_kernels.grouped_matmul import grouped_matmul
 from headway_kernels.launch import DTYPES
-from headway_kernels.tiles import grouped_rows, padded
+from headway_kernels.tiles import padded
+from headway_kernels.tiles_matmul import grouped_rows
 
 CACHED = 32 << 20  # bytes of results by pair that stay in a GPU's cache until they are added up
 

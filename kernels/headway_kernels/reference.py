@@ -5,7 +5,7 @@ Nothing here waits for a GPU: whatever shapes depend on comes as Python integers
 
 Shape suffixes: T tokens of the step, B sequences that decode, S sequences that prefill, P pages of a table,
 L positions in a context, Q query heads of this rank, G its KV heads, N query heads of one KV head,
-D values of a head, R rotated ones, H hidden size, K parts of a context.
+D values of a head, R rotated ones, H hidden size, O outputs of a linear layer, K parts of a context.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,14 @@ from headway_kernels.reference_mlp import route as route
 from headway_kernels.reference_mlp import silu_mul as silu_mul
 
 DECODE_BYTES = 256 << 20  # that `paged_decode` gathers at once, unless one sequence takes more
+
+
+def linear(
+    x_TH: Tensor, weight_OH: Tensor, bias_O: Tensor | None = None, residual_TO: Tensor | None = None
+) -> Tensor:
+    """x @ weight.T + bias -> out_TO; it is rounded, and then `residual_TO` is added, if there is one."""
+    out_TO = F.linear(x_TH, weight_OH, bias_O)
+    return out_TO if residual_TO is None else out_TO + residual_TO
 
 
 def rms_norm(

@@ -13,7 +13,7 @@ from headway_kernels import expert_blocks as blocks_file
 from headway_kernels import reference
 from headway_kernels.expert_blocks import expert_blocks, most_blocks
 from headway_kernels.moe import moe
-from headway_kernels.tiles import grouped_rows, grouped_tiles
+from headway_kernels.tiles_matmul import grouped_rows, grouped_tiles
 from moe_checks import check_moe, moe_inputs, poisoned_memory
 
 SMALL = {"num_experts": 5, "top_k": 2, "hidden": 48, "mlp_size": 32}
