@@ -21,6 +21,12 @@ from headway_kernels.reference_mlp import gelu_mul as gelu_mul
 from headway_kernels.reference_mlp import moe as moe
 from headway_kernels.reference_mlp import route as route
 from headway_kernels.reference_mlp import silu_mul as silu_mul
+from headway_kernels.reference_sample import choose as choose
+from headway_kernels.reference_sample import floors as floors
+from headway_kernels.reference_sample import log_softmax as log_softmax
+from headway_kernels.reference_sample import penalise_ as penalise_
+from headway_kernels.reference_sample import sample as sample
+from headway_kernels.reference_sample import sample_shard as sample_shard
 
 DECODE_BYTES = 256 << 20  # that `paged_decode` gathers at once, unless one sequence takes more
 
