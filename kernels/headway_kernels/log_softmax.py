@@ -4,7 +4,7 @@
 
 Two launches, so that a single row has many multiprocessors: one leaves maximum and sum of each chunk, the
 other merges them anew in every program and writes. Chunks have one size, because sums of floats must not
-depend on the number of rows. Layout: logits [S, V], places [L] -> float32 [L, V]. Grid: (rows, chunks), twice.
+depend on the number of rows. Layout: logits [S, V], places [L] -> float32 [L, V]. Grids: (rows, chunks).
 
 The likeliest tokens are torch.topk's to find, which needs these values written somewhere.
 

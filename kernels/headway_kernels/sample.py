@@ -5,8 +5,8 @@
 Every program takes a chunk of a row, reads it once, makes its noise in registers, and leaves the best value
 and its id; a second launch chooses among a row's chunks, as it would among ranks that have a shard each.
 Values are compared and never added up, so a token is the same whatever the chunks, the shards and the other
-rows. Where top-k, top-p or min-p cut, `floors` runs first. Layout: logits [S, V], any row stride. Grids: (rows,
-chunks), (rows,).
+rows. Where top-k, top-p or min-p cut, `floors` runs first. Layout: logits [S, V], any row stride. Grids:
+(rows, chunks), (rows,).
 
 Nothing waits for the device, and the cost depends on shapes alone but for what `floors` says of itself.
 
@@ -96,8 +96,7 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """The best value and its id in each chunk of each row: [R, S]."""
     num_rows, vocab_size = logits_SV.shape
-    noisy = temperature_S1 is not None
-    if noisy:
+    if temperature_S1 is not None:
         if seeds_S is None or positions_S is None:
             raise ValueError(f"{op}: rows with a temperature need seeds and positions")
         check_column(op, "temperature", temperature_S1, num_rows, torch.float32, logits_SV)
@@ -119,9 +118,9 @@ def _draw(
             vocab_size,
             first_token,
             logits_SV.stride(0),
-            temperature_S1.stride(0) if noisy else 0,
-            floor_S1.stride(0) if floor_S1 is not None else 0,
-            NOISY=noisy,
+            0 if temperature_S1 is None else temperature_S1.stride(0),
+            0 if floor_S1 is None else floor_S1.stride(0),
+            NOISY=temperature_S1 is not None,
             HAS_FLOOR=floor_S1 is not None,
             CHUNK=chunk,
             num_warps=4,
@@ -171,10 +170,12 @@ def _draw_kernel(
     id_V = part * CHUNK + tl.arange(0, CHUNK)
     score_V = load_scores(logits_ptr + row.to(tl.int64) * logits_row, id_V, id_V < vocab_size)
     if NOISY:
+        temperature = tl.load(temperature_ptr + row * temperature_row)
+        random = temperature > 0
         if HAS_FLOOR:
             score_V = tl.where(score_V < tl.load(floor_ptr + row * floor_row), float("-inf"), score_V)
-        temperature = tl.load(temperature_ptr + row * temperature_row)
-        if temperature > 0:
+            random = random & (tl.max(score_V, 0) > float("-inf"))  # most chunks lose all their tokens
+        if random:
             key = noise_key(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
             score_V += temperature * gumbel(key, id_V.to(tl.int64) + first_token)
     best, index = tl.max(score_V, 0, return_indices=True)

@@ -78,7 +78,7 @@ def floors(
         grid = (num_cut, num_chunks)
         _weigh_kernel[grid](logits_SV, row, *whole, WIDE=wide, **parts)
         _list_kernel[grid](logits_SV, row, listed_CV, *whole, WIDE=wide, **parts)
-        _search_kernel[(num_cut,)](listed_CV, floor_S1, *whole, WIDE=wide, BLOCK=block, num_warps=8, **EXACT)
+        _search_kernel[(num_cut,)](listed_CV, floor_S1, *whole, WIDE=wide, BLOCK=block, num_warps=16, **EXACT)
     if min_p_S1 is not None:
         _min_p_kernel[(num_rows,)](
             largest_SR,
@@ -231,13 +231,17 @@ def _search_kernel(
     low_key = key_of(low).to(tl.int64)
     end = tl.minimum(key_of(high).to(tl.int64), key_of(largest).to(tl.int64) + 1)
     if counts:
-        floor = search(listed_ptr, num_listed, largest, temperature, low_key, end, above, need, False, BLOCK)
+        floor, num_listed = search(
+            listed_ptr, num_listed, largest, temperature, low_key, end, above, need, False, BLOCK
+        )
         need = mass_from(listed_ptr, num_listed, largest, temperature, floor, BLOCK).to(tl.float64) * top_p
     else:
         floor = tl.full((), LOWEST_KEY, tl.int64)
     if top_p < 1:
         low_key = tl.maximum(floor, low_key)
-        floor = search(listed_ptr, num_listed, largest, temperature, low_key, end, above, need, True, BLOCK)
+        floor, num_listed = search(
+            listed_ptr, num_listed, largest, temperature, low_key, end, above, need, True, BLOCK
+        )
     key = floor.to(tl.int32)
     tl.store(floor_ptr + place, ordered(key).to(tl.float32, bitcast=True))
 

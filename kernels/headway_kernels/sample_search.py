@@ -64,9 +64,12 @@ def search(
     MASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The greatest key in [low, end) from which on the listed weight, and `above`, reaches `need`; low does.
+    """(key, num_listed): the greatest key in [low, end) from which on the weight reaches `need`, as it does
+    from low on, and how many scores are then listed. `above` is the weight from end on.
 
-    Keys of scores that exist draw the ends in, one pass late: they are found along with the weights.
+    A list of several blocks is packed in place on the way: to what lies in [low, end) if weights are masses, and
+    to all from low on if they are counts, since a search among those may follow. Each pass quarters the range, and keys of scores that exist draw both ends in. Those are found along with
+    the weights, and so come a pass late.
     """
     n_N = tl.arange(0, BLOCK)
     while end - low > 1:
@@ -79,29 +82,45 @@ def search(
         sum_3_N = tl.zeros((BLOCK,), tl.int64)
         least_N = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
         most_N = tl.full((BLOCK,), -0x80000000, tl.int32)
+        packs = num_listed > BLOCK
+        num_packed = num_listed * 0
         for start in range(0, num_listed, BLOCK):
             there_N = start + n_N < num_listed
             score_N = tl.load(listed_ptr + start + n_N, mask=there_N, other=float("-inf"))
             key_N = key_of(score_N)
+            from_low_N = there_N & (key_N >= low.to(tl.int32))
+            inside_N = from_low_N & (key_N <= (end - 1).to(tl.int32))
             weight_N = mass_of(score_N, largest, temperature) if MASSES else there_N.to(tl.int64)
+            weight_N = tl.where(inside_N, weight_N, 0)
             sum_1_N += tl.where(key_N >= key_1.to(tl.int32), weight_N, 0)
             sum_2_N += tl.where(key_N >= key_2.to(tl.int32), weight_N, 0)
             sum_3_N += tl.where(key_N >= key_3.to(tl.int32), weight_N, 0)
-            inside_N = there_N & (key_N >= low.to(tl.int32)) & (key_N <= (end - 1).to(tl.int32))
             least_N = tl.where(inside_N, tl.minimum(least_N, key_N), least_N)
             most_N = tl.where(inside_N, tl.maximum(most_N, key_N), most_N)
-        enough_1 = (above + tl.sum(sum_1_N, 0)).to(tl.float64) >= need
-        enough_2 = (above + tl.sum(sum_2_N, 0)).to(tl.float64) >= need
-        enough_3 = (above + tl.sum(sum_3_N, 0)).to(tl.float64) >= need
+            if packs:
+                # A slot is never beyond the block, all of which has been read before the sum is known.
+                keep_N = (inside_N if MASSES else from_low_N).to(tl.int32)
+                slot_N = num_packed + tl.cumsum(keep_N, 0) - 1
+                tl.store(listed_ptr + slot_N, score_N, mask=keep_N > 0)
+                num_packed += tl.sum(keep_N, 0)
+        if packs:
+            num_listed = num_packed
+            tl.debug_barrier()  # the next pass reads what other threads have written
+        sum_1, sum_2, sum_3 = tl.sum(sum_1_N, 0), tl.sum(sum_2_N, 0), tl.sum(sum_3_N, 0)
+        enough_1 = (above + sum_1).to(tl.float64) >= need
+        enough_2 = (above + sum_2).to(tl.float64) >= need
+        enough_3 = (above + sum_3).to(tl.float64) >= need
         low = tl.maximum(low, tl.min(least_N, 0).to(tl.int64))
         end = tl.minimum(end, tl.max(most_N, 0).to(tl.int64) + 1)
-        low = tl.maximum(
-            low, tl.where(enough_3, key_3, tl.where(enough_2, key_2, tl.where(enough_1, key_1, low)))
-        )
-        end = tl.minimum(
-            end, tl.where(enough_1, tl.where(enough_2, tl.where(enough_3, end, key_3), key_2), key_1)
-        )
-    return low
+        if enough_3:
+            low = tl.maximum(low, key_3)
+        elif enough_2:
+            low, end, above = tl.maximum(low, key_2), tl.minimum(end, key_3), above + sum_3
+        elif enough_1:
+            low, end, above = tl.maximum(low, key_1), tl.minimum(end, key_2), above + sum_2
+        else:
+            end, above = tl.minimum(end, key_1), above + sum_1
+    return low, num_listed
 
 
 @triton.jit

@@ -17,7 +17,7 @@ CLOSE = 1e-5  # relative, of noise and of masses: several units in the last plac
 
 
 def column(values: list[float], device: str = "cpu") -> Tensor:
-    return torch.tensor(values, device=device)[:, None]
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
 
 
 def top_cut(rows: dict[int, tuple[float, int, float]], num_tokens: int, device: str = "cpu") -> TopCut:
