@@ -67,9 +67,9 @@ def search(
     """(key, num_listed): the greatest key in [low, end) from which on the weight reaches `need`, as it does
     from low on, and how many scores are then listed. `above` is the weight from end on.
 
-    Each pass quarters the range, and keys of scores that exist draw both ends in: found along with the weights,
-    they come a pass late. A list of several blocks is packed in place on the way: to what lies in [low, end) if
-    weights are masses, and to all from low on if they are counts, since a search among those may follow.
+    Each pass quarters the range. Keys of scores that exist draw both ends in; found along with the weights,
+    they come a pass late. A list of several blocks is packed in place on the way: to what lies in [low, end)
+    if weights are masses, and to all from low on if they are counts, since a search among those may follow.
     """
     n_N = tl.arange(0, BLOCK)
     while end - low > 1:
