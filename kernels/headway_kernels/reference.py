@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
 from headway_kernels.pool_rows import padded_rows, span_rows, take
+from headway_kernels.reference_all_reduce import all_reduce as all_reduce
+from headway_kernels.reference_all_reduce import all_reduce_norm as all_reduce_norm
 from headway_kernels.reference_mlp import clamped_silu_mul as clamped_silu_mul
 from headway_kernels.reference_mlp import gelu_mul as gelu_mul
 from headway_kernels.reference_mlp import moe as moe
