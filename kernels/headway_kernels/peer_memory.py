@@ -216,13 +216,15 @@ def _exchanged(
 ) -> tuple[Tensor, list[int], object]:
     """Zeroed memory of this rank, the addresses of all, and what must be kept.
 
-    torch finds the store through a process group known by name; the group needs no backend for that. The
+    torch finds the store through a process group known by one name to all; it needs no backend for that. The
     memory is zero before `rendezvous`, and no rank leaves that before all have come.
     """
     from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
 
     group: Any = c10d.ProcessGroup(store, rank, world_size)
-    name: Any = f"headway-peers-{uuid4().hex}"
+    if rank == 0:
+        store.set("name", f"headway-peers-{uuid4().hex}")
+    name: Any = store.get("name").decode()
     _register_process_group(name, group)
     own = _SymmetricMemory.empty_strided_p2p((num_bytes,), (1,), torch.uint8, device, name)
     own.zero_()
