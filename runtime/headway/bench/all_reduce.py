@@ -1,7 +1,7 @@
 """All-reduce in microseconds, on two GPUs or more of this host: NCCL, torch's symmetric memory, and ours.
 
-`python -m headway.bench.all_reduce [RANKS]` starts a process a rank, and prints figures as they come and a
-table at the end. Every contender is a CUDA graph of `CALLS` calls in a row, replayed between two events of
+`measure` starts a process a rank (this file, run as a module), and figures are printed as they come. Every
+contender is a CUDA graph of `CALLS` calls in a row, replayed between two events of
 rank 0, on zeros, which stay what they are however often they are added up in place. A contender that raises,
 on any rank, costs its own figures only; if a process hangs, what was measured until then is printed.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 
+from headway.core.errors import StartError
 from headway.model.process_group import ProcessGroupCollectives, host_store, join_store
 
 if TYPE_CHECKING:
@@ -158,10 +159,11 @@ CONTENDERS: Mapping[str, Make] = {
 def measure(world_size: int = 2) -> dict[str, dict[int, float]]:
     """Microseconds a call by contender and bytes; what could not be measured is left out.
 
-    Prints figures and problems as they come. Raises RuntimeError where there are too few GPUs.
+    Prints figures and problems as they come. Raises StartError where there are too few GPUs.
     """
     if torch.cuda.device_count() < world_size:
-        raise RuntimeError(f"needs {world_size} GPUs, found {torch.cuda.device_count()}")
+        found = torch.cuda.device_count()
+        raise StartError(f"bench all-reduce needs {world_size} GPUs, this host has {found}")
     figures: dict[str, dict[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
@@ -260,19 +262,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _table(figures: Mapping[str, Mapping[int, float]]) -> None:
-    _say("| us, in graphs | " + " | ".join(f"{size >> 10} KB" for size in SIZES) + " |")
-    _say("|---" * (len(SIZES) + 1) + "|")
-    for name in CONTENDERS:
-        row = [f"{figures[name][size]:.1f}" if size in figures.get(name, {}) else "-" for size in SIZES]
-        _say(f"| {name} | " + " | ".join(row) + " |")
-
-
-def _main(arguments: list[str]) -> None:
-    if len(arguments) < 2:
-        _table(measure(*(int(one) for one in arguments)))
-        return
-    rank, world_size, folder = int(arguments[0]), int(arguments[1]), Path(arguments[2])
+def _main(rank: int, world_size: int, folder: Path) -> None:
     torch.cuda.set_device(rank)
     if rank == 0:
         store, port = host_store(HOST)
@@ -293,4 +283,4 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
