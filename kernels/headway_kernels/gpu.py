@@ -2,6 +2,7 @@
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.merge import merge
 from headway_kernels.paged_decode import paged_decode
 from headway_kernels.reference import (
@@ -18,6 +19,7 @@ from headway_kernels.reference import (
 __all__ = [
     "clamped_silu_mul",
     "flash_prefill",
+    "flash_prefill_dense",
     "gelu_mul",
     "kv_write",
     "layer_norm",
