@@ -17,13 +17,15 @@ from headway_kernels.decode_plan import DecodePlan
 
 
 def check_starts(op: str, name: str, starts: Tensor, counts: Sequence[int], num_tokens: int) -> None:
-    """`starts` are the sums of the counts before each sequence, and end with the tensor that they are about."""
+    """`starts` are the sums of the counts before each sequence, and end where the tensor does."""
     for row, count in enumerate(counts):
         if count < 0:
             raise ValueError(f"{op}: lengths[{row}] must not be negative, got {count} for {name}")
     _equal(op, name, starts, list(accumulate(counts, initial=0)))
     if sum(counts) != num_tokens:
-        raise ValueError(f"{op}: {name}[{len(counts)}] must be the {num_tokens} tokens given, got {sum(counts)}")
+        raise ValueError(
+            f"{op}: {name}[{len(counts)}] must be {num_tokens}, the tokens given, got {sum(counts)}"
+        )
 
 
 def check_lengths(op: str, context_lens: Tensor, lengths: Sequence[int], *, at_least: Sequence[int]) -> None:
@@ -31,7 +33,9 @@ def check_lengths(op: str, context_lens: Tensor, lengths: Sequence[int], *, at_l
     _equal(op, "context_lens", context_lens, lengths)
     for row, (length, least) in enumerate(zip(lengths, at_least, strict=True)):
         if length < least:
-            raise ValueError(f"{op}: context_lens[{row}] must be at least {least}, its new tokens, got {length}")
+            raise ValueError(
+                f"{op}: context_lens[{row}] must be at least {least}, its new tokens, got {length}"
+            )
 
 
 def check_pages(
@@ -44,7 +48,7 @@ def check_pages(
     window: int | None,
     max_context_len: int | None = None,
 ) -> None:
-    """The table holds every context, and the entries that the queries see, the newest tokens, are in the pool."""
+    """The table holds every context, and the pages that the newest tokens see are in the pool."""
     num_pages, _, page_size, _ = pool.shape
     capacity = page_table.shape[1] * page_size
     most = capacity if max_context_len is None else min(capacity, max_context_len)

@@ -1,8 +1,8 @@
 """How a step's paged decode is dealt to a persistent grid: planned once, on the device, for all layers.
 
-Each sequence's positions that a query sees are cut into tiles; laid out KV head by KV head and sequence by sequence
-they make one list, and every program takes an equal share of it. So one context of 65,536 tokens keeps all
-multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing is read by
+The positions that a sequence's queries see are cut into tiles; laid out KV head by KV head and sequence by
+sequence they make one list, and every program takes an equal share of it. So one context of 65,536 tokens keeps
+all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing is read by
 the host: a captured graph replays with any lengths.
 
 The plan is one int32 tensor: `tile_starts` [B + 1] counts the tiles before each sequence, and `first_row`
@@ -32,6 +32,7 @@ class DecodePlan:
 
     tile: Tiles
     window: int | None
+    group: int
     num_queries: int
     blocks: int  # of rows that a KV head's queries make
     num_programs: int
@@ -40,13 +41,19 @@ class DecodePlan:
     parts: Tensor
     lse: Tensor
 
-    def check(self, *, num_seqs: int, num_queries: int, head_dim: int, window: int | None) -> None:
+    def check(
+        self, *, num_seqs: int, group: int, num_queries: int, head_dim: int, window: int | None
+    ) -> None:
         """Raise ValueError unless the plan is for such a step."""
-        found = (len(self.tile_starts) - 1, self.num_queries, self.parts.shape[2], self.window)
-        names = ("sequences", "num_queries", "head_dim", "window")
-        for name, one, other in zip(names, found, (num_seqs, num_queries, head_dim, window), strict=True):
-            if one != other:
-                raise ValueError(f"paged_decode: plan must be for {name} = {other}, got one for {one}")
+        for name, found, expected in (
+            ("sequences", len(self.tile_starts) - 1, num_seqs),
+            ("num_queries", self.num_queries, num_queries),
+            ("head_dim", self.parts.shape[2], head_dim),
+            ("window", self.window, window),
+            ("group", self.group, group),
+        ):
+            if found != expected:
+                raise ValueError(f"paged_decode: plan must be for {name} = {expected}, got one for {found}")
 
 
 def plan_decode(
@@ -82,6 +89,7 @@ def plan_decode(
     plan = DecodePlan(
         tile=tile,
         window=window,
+        group=group,
         num_queries=num_queries,
         blocks=blocks,
         num_programs=num_programs,

@@ -152,7 +152,9 @@ def launch_prefill(
     lse_TQ: Tensor | None,
     tile: Tiles,
 ) -> None:
-    """Run the kernel over pages; without `context_lens` over dense rows, where `table` is the sequences' starts."""
+    """Run the kernel over pages; without `context_lens` over dense rows, with `table` saying where sequences
+    start, and end.
+    """
     num_tokens, _, head_dim = q_TQD.shape
     num_seqs = len(query_starts) - 1
     k_box, v_box = boxes or (None, None)

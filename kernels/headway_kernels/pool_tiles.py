@@ -1,10 +1,10 @@
 """Tiles of K or V out of the page pool: rows gathered by pointer, or blocks by the copy engine.
 
-Where a page holds whole tiles, Hopper's copy engine (TMA) fetches a tile as one box: no addresses to compute, no
-registers to hold them. Measured on an H200, bf16, D 128, 32/8 heads, 8192 tokens: 499 against 401 TFLOP/s.
+Where a page holds whole tiles, Hopper's copy engine (TMA) fetches a tile as one box: no addresses to compute,
+no registers to hold them. Measured on an H200, bf16, D 128, 32/8 heads, 8192 tokens: 499 against 401 TFLOP/s.
 
-Dense keys [rows, kv_heads, D] are a pool whose pages of one row follow one another (DENSE): all that a sequence
-needs of a table is its first row, and every tile lies whole, wherever the sequence begins.
+Dense keys [rows, kv_heads, D] are a pool whose pages of one row follow one another (DENSE): all that a
+sequence needs of a table is its first row, and every tile lies whole, wherever the sequence begins.
 
 Page numbers are to be read a tile ahead: a load that waits for another's result is what the compiler's
 pipelining pays for with a stage (398 against 336 TFLOP/s, pages of 16).
@@ -18,12 +18,10 @@ import triton.language as tl
 
 @triton.jit
 def pages_of(table, position, there, PAGE: tl.constexpr, DENSE: tl.constexpr):
-    """The page of each position that is there. `table` points to the sequence's numbers; where pages follow one
-    another (DENSE) it is the first number itself, and a page is one row.
+    """The page of each position that is there. `table` points to the sequence's page numbers; where these follow
+    one another (DENSE) it is the first of them.
     """
-    if DENSE:
-        return table + position
-    return tl.load(table + position // PAGE, mask=there, other=0)
+    return table + position if DENSE else tl.load(table + position // PAGE, mask=there, other=0)
 
 
 @triton.jit
@@ -36,11 +34,9 @@ def page_numbers(
     BOXES: tl.constexpr,
     DENSE: tl.constexpr,
 ):
-    """The page of each position from `begin` on, up to `end`; of the first alone where the tile lies whole, as
-    a box or as rows that follow one another.
-    """
+    """The page of each position from `begin` on, up to `end`; of the tile as a whole where it is a box."""
     position = begin
-    if not (BOXES or DENSE):
+    if not BOXES:
         position = begin + tl.arange(0, POSITIONS)
     return pages_of(table, position, position < end, PAGE, DENSE)
 
@@ -72,11 +68,8 @@ def load_tile(
     else:
         n_N = tl.arange(0, POSITIONS)
         d_D = tl.arange(0, WIDE)
-        if DENSE:
-            ptr_ND = ptr + page.to(tl.int64) * page_stride + (n_N * page_stride)[:, None] + d_D
-        else:
-            slot_N = (begin + n_N) % PAGE
-            ptr_ND = ptr + (page.to(tl.int64) * page_stride + slot_N * slot_stride)[:, None] + d_D
+        slot_N = (begin + n_N) % PAGE
+        ptr_ND = ptr + (page.to(tl.int64) * page_stride + slot_N * slot_stride)[:, None] + d_D
         tile_ND = tl.load(ptr_ND) if D == WIDE else tl.load(ptr_ND, mask=(d_D < D)[None], other=0.0)
     return tile_ND
 

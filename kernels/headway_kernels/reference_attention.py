@@ -141,8 +141,8 @@ def paged_decode(
     page_table_BP: int32, every entry within the pool; those behind a sequence's pages or before its window
         are of no effect. context_lens_B: int32, the newest token included.
     max_context_len: the longest of them, or any length above it that the table holds.
-    num_queries: tokens of each sequence, side by side in q [B * num_queries, Q, D]; each sees the context up to
-        itself. One before its sequence's start gives zeros.
+    num_queries: tokens of each sequence, side by side in q [B * num_queries, Q, D]; each sees the context up
+        to itself. One before its sequence's start gives zeros.
     group_bounds and what follows it: as in `flash_prefill`. plan: of `plan_decode`.
     A batch whose padded context would take more than DECODE_BYTES is computed some sequences at a time.
     """

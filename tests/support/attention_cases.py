@@ -92,7 +92,8 @@ def naive(
 ) -> tuple[Tensor, Tensor]:
     """(out_TQD, lse_TQ) of the last T of the L positions, step by step in `dtype`.
 
-    Where there are fewer positions than queries, the first queries stand before them. What sees nothing is zero.
+    Where there are fewer positions than queries, the first queries stand before them; one that sees nothing
+    gives zeros.
     """
     group = torch.tensor([high - low for low, high in pairwise(bounds)], device=q_TQD.device)
     q, k, v = (x.to(dtype).transpose(0, 1) for x in (q_TQD, k_LGD, v_LGD))

@@ -64,8 +64,8 @@ def check_prefill_dense(
     causal: bool = True,
     **settings: Any,
 ) -> None:
-    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows, the rest of them NaN,
-    and NaN stands before the first row and behind the last.
+    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows that hold NaN besides,
+    as do rows before the first and behind the last.
     """
     starts, key_starts = (
         torch.tensor([0, *(pair[side] for pair in lengths)]).cumsum(0).int() for side in (0, 1)
