@@ -1,9 +1,9 @@
 """How a step's paged decode is dealt to a persistent grid: planned once, on the device, for all layers.
 
 The positions that a sequence's queries see are cut into tiles; laid out KV head by KV head and sequence by
-sequence they make one list, and every program takes an equal share of it. So one context of 65,536 tokens keeps
-all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing is read by
-the host: a captured graph replays with any lengths.
+sequence they make one list, and every program takes an equal share of it. So one context of 65,536 tokens
+keeps all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing
+is read by the host: a captured graph replays with any lengths.
 
 The plan is one int32 tensor: `tile_starts` [B + 1] counts the tiles before each sequence, and `first_row`
 [programs] says which sequence each program begins with.

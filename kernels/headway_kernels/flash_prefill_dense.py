@@ -6,8 +6,8 @@ For encoders, and for prompts whose keys are not kept. Nothing is copied: dense 
 one row follow one another, and the kernel finds a tile at first row + position (`pool_tiles`, DENSE). The
 copy engine sees [kv_heads, rows, D], so that a tile may begin at any row.
 
-Layout: q, out [T, Q, D]; k, v [T', G, D] with any strides of tokens and heads, so that all three may be parts of
-one projection. Grid and source as in `flash_prefill`.
+Layout: q, out [T, Q, D]; k, v [T', G, D] with any strides of tokens and heads, so that all three may be parts
+of one projection. Grid and source as in `flash_prefill`.
 
 Shape suffixes: as in `reference`; T of keys and values counts their own tokens.
 """

@@ -2,12 +2,13 @@
 
     out[b, q] = softmax_l(f(scale * q[b, q] . k[l, g(q)])) @ v[l, g(q)],  l <= position of b
 
-Memory-bound: K and V are read once, so a KV head's query heads, each with all of its tokens, are the rows of one
-tile (row = head * num_queries + token): 16 at least, what a matrix product takes. A persistent grid takes equal
-shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once; the
-others leave partial results, which a second kernel merges by log-sum-exp (`merge`). Layout: q, out
-[B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page numbers
-are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the merge.
+Memory-bound: K and V are read once, so a KV head's query heads, each with all of its tokens, are the rows of
+one tile (row = head * num_queries + token): 16 at least, what a matrix product takes. A persistent grid takes
+equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
+the others leave partial results, which a second kernel merges by log-sum-exp (`merge`). Layout: q, out
+[B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
+numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the
+merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).

@@ -18,8 +18,8 @@ import triton.language as tl
 
 @triton.jit
 def pages_of(table, position, there, PAGE: tl.constexpr, DENSE: tl.constexpr):
-    """The page of each position that is there. `table` points to the sequence's page numbers; where these follow
-    one another (DENSE) it is the first of them.
+    """The page of each position that is there. `table` points to the sequence's page numbers; where these
+    follow one another (DENSE) it is the first of them.
     """
     return table + position if DENSE else tl.load(table + position // PAGE, mask=there, other=0)
 

@@ -252,10 +252,10 @@ def _attend_context(
     alibi_slopes_Q: Tensor | None,
 ) -> None:
     """Fill `out_TQD` for the newest tokens of one sequence and the last keys and values of its context."""
-    if not context_len:
+    num_queries, num_seen = len(q_TQD), k_GLD.shape[1]
+    if not num_queries or not context_len:
         out_TQD.zero_()
         return
-    num_queries, num_seen = len(q_TQD), k_GLD.shape[1]
     position = context_len - num_queries  # of the first query
     near = window is None or window >= max(context_len, num_queries)
     plain = softcap is None and sinks_Q is None and alibi_slopes_Q is None

@@ -10,18 +10,25 @@ import pytest
 import torch
 
 from attention_cases import HEADS, VARIANTS
-from attention_checks import check_decode, check_prefill
+from attention_checks import check_decode, check_prefill, check_prefill_dense
 
 pytestmark = pytest.mark.gpu
 GPU: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
 CHUNKS = [(70, 70), (1, 400), (0, 33), (300, 900), (1, 1), (513, 513)]
 LENGTHS = [1, 400, 0, 16, 900, 2049]
+PAIRS = [(70, 70), (1, 400), (0, 33), (300, 900), (3, 0), (513, 200), (513, 513)]
 
 
 def prefill(*arguments: Any, **options: Any) -> None:
     from headway_kernels.gpu import flash_prefill
 
     check_prefill(flash_prefill, *arguments, **GPU | options)
+
+
+def dense(*arguments: Any, **options: Any) -> None:
+    from headway_kernels.gpu import flash_prefill_dense
+
+    check_prefill_dense(flash_prefill_dense, *arguments, **GPU | options)
 
 
 def decode(*arguments: Any, **options: Any) -> None:
@@ -37,10 +44,30 @@ def test_every_variant_and_grouping(heads: str, variant: str) -> None:
     decode(LENGTHS, HEADS[heads], variant, head_dim=128)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_without_causality(variant: str) -> None:
+    prefill(CHUNKS, HEADS["ragged"], variant, head_dim=128, causal=False)
+    prefill([(70, 70), (1500, 1500), (0, 0)], HEADS["ragged"], variant, head_dim=64, causal=False)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_over_dense_rows(variant: str, causal: bool) -> None:
+    dense(PAIRS, HEADS["ragged"], variant, head_dim=128, causal=causal)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_with_several_queries_a_sequence(variant: str) -> None:
+    decode(LENGTHS, HEADS["ragged"], variant, head_dim=128, num_queries=4)
+    decode(LENGTHS, HEADS["MQA, more heads than a tile has rows"], variant, num_queries=2)
+    decode(LENGTHS, HEADS["GQA"], variant, head_dim=256, num_queries=8)
+
+
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
 def test_every_head_size(head_dim: int, variant: str) -> None:
     prefill(CHUNKS, HEADS["GQA"], variant, head_dim=head_dim)
+    dense(PAIRS, HEADS["GQA"], variant, head_dim=head_dim)
     decode(LENGTHS, HEADS["GQA"], variant, head_dim=head_dim)
 
 
@@ -60,6 +87,7 @@ def test_long_prompts_in_larger_pages(head_dim: int, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
 def test_float16(variant: str) -> None:
     prefill(CHUNKS, HEADS["ragged"], variant, dtype=torch.float16)
+    dense(PAIRS, HEADS["ragged"], variant, dtype=torch.float16)
     decode(LENGTHS, HEADS["ragged"], variant, dtype=torch.float16)
 
 

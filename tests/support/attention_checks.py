@@ -64,15 +64,17 @@ def check_prefill_dense(
     causal: bool = True,
     **settings: Any,
 ) -> None:
-    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows that hold NaN besides,
-    as do rows before the first and behind the last.
+    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows that hold NaN
+    besides, as do rows before the first and behind the last.
     """
     starts, key_starts = (
         torch.tensor([0, *(pair[side] for pair in lengths)]).cumsum(0).int() for side in (0, 1)
     )
     num_keys, num_heads = int(key_starts[-1]), len(bounds) - 1
     wide = torch.full((num_keys + 80, 2, num_heads + 1, head_dim), torch.nan, device=device).to(dtype)
-    wide[40 : num_keys + 40, :, :num_heads] = torch.randn(num_keys, 2, num_heads, head_dim)
+    wide[40 : num_keys + 40, :, :num_heads] = torch.randn(num_keys, 2, num_heads, head_dim, device=device).to(
+        dtype
+    )
     k_TGD, v_TGD = wide[40 : num_keys + 40, :, :num_heads].unbind(1)
     q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
     options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
