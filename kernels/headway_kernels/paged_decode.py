@@ -5,7 +5,7 @@
 Memory-bound: K and V are read once, so a KV head's query heads, each with all of its tokens, are the rows of
 one tile (row = head * num_queries + token): 16 at least, what a matrix product takes. A persistent grid takes
 equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
-the others leave partial results, which a second kernel merges by log-sum-exp (`merge`). Layout: q, out
+the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
 [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
 numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the
 merge.
@@ -26,7 +26,7 @@ from torch import Tensor
 from headway_kernels import debug
 from headway_kernels.decode_plan import DecodePlan, plan_decode, share
 from headway_kernels.launch import bounds_tensor, check_attention, check_num_queries, heads_of, precision
-from headway_kernels.merge import merge_step
+from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
     LN_2,
     LOG2_E,
@@ -67,7 +67,7 @@ def paged_decode(
     check_values: look at lengths, plan and page numbers too (`debug`), which waits for the device.
     Raises ValueError for tensors that do not fit each other.
     """
-    num_rows, num_heads, head_dim = check_attention(
+    num_rows, _, head_dim = check_attention(
         "paged_decode",
         q_BQD,
         k_pool,
@@ -157,30 +157,7 @@ def paged_decode(
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
     )
-    _merge_shares_kernel[(num_rows, num_heads)](
-        plan.parts,
-        plan.lse,
-        out_BQD,
-        lse_BQ,
-        plan.tile_starts,
-        bounds,
-        sinks_Q,
-        num_seqs,
-        num_blocks,
-        plan.num_programs,
-        *out_BQD.stride()[:2],
-        lse_row,
-        KV_HEADS=k_pool.shape[1],
-        D=head_dim,
-        WIDE=padded(head_dim),
-        ROWS=plan.tile.rows,
-        BLOCKS=plan.blocks,
-        QUERIES=num_queries,
-        PARTS=16,
-        HAS_SINKS=sinks_Q is not None,
-        HAS_LSE=lse_BQ is not None,
-        num_warps=2,
-    )
+    merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
     return out_BQD
 
 
@@ -333,72 +310,3 @@ def _decode_kernel(
         slot = 2 * worker + 1
         done += last - first
         row += 1
-
-
-@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "num_programs"])
-def _merge_shares_kernel(
-    parts_ptr,
-    parts_lse_ptr,
-    out_ptr,
-    lse_ptr,
-    tile_starts_ptr,
-    bounds_ptr,
-    sinks_ptr,
-    num_seqs,
-    num_blocks,
-    num_programs,
-    out_row,
-    out_head,
-    lse_row,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    PARTS: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-):
-    """One token and query head; nothing to do where the sequence lies in one share."""
-    token, head = tl.program_id(0), tl.program_id(1)
-    row = token // QUERIES
-    d_D = tl.arange(0, WIDE)
-    total = tl.load(tile_starts_ptr + num_seqs)
-    start = tl.load(tile_starts_ptr + row)
-    num_tiles = tl.load(tile_starts_ptr + row + 1) - start
-    out_ptr += token.to(tl.int64) * out_row + head * out_head
-    if num_tiles == 0:
-        tl.store(out_ptr + d_D, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
-        if HAS_LSE:
-            nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
-            tl.store(lse_ptr + token * lse_row + head, nothing)
-        return
-    kv_head = 0
-    for other in tl.static_range(1, KV_HEADS):
-        kv_head += (tl.load(bounds_ptr + other) <= head).to(tl.int32)
-    within = (head - tl.load(bounds_ptr + kv_head)) * QUERIES + token % QUERIES
-    start += (kv_head * BLOCKS + within // ROWS) * total
-    per = share(total * num_blocks, num_programs)
-    first = start // per
-    last = (start + num_tiles - 1) // per
-    if first == last:
-        return
-    max_, sum_ = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
-    acc_D = tl.zeros((WIDE,), tl.float32)
-    for begin in range(first, last + 1, PARTS):
-        worker_K = begin + tl.arange(0, PARTS)
-        # A share that begins before the sequence has it as its last piece, else as its first.
-        slot_K = 2 * worker_K + (worker_K * per < start).to(tl.int32)
-        row_K = slot_K * ROWS + within % ROWS
-        lse_K = tl.load(parts_lse_ptr + row_K, mask=worker_K <= last, other=float("-inf"))
-        acc_D, sum_, max_ = merge_step(
-            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K, d_D < D
-        )
-    seen = sum_ > 0.0  # the newest of several queries always
-    if QUERIES > 1:
-        sum_ = tl.where(seen, sum_, 1.0)
-    tl.store(out_ptr + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
-    if HAS_LSE:
-        lse = (max_ + tl.log2(sum_)) * LN_2
-        tl.store(lse_ptr + token * lse_row + head, tl.where(seen, lse, float("-inf")) if QUERIES > 1 else lse)

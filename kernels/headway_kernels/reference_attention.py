@@ -341,6 +341,7 @@ def _head_slices(bounds: Sequence[int]) -> list[tuple[slice, slice]]:
 def _mask(key_L: Tensor, query_T1: Tensor, window: int | None, *, causal: bool) -> Tensor:
     """Which of the positions `key_L` the queries at `query_T1` see -> [T, L]."""
     if not causal:
+        assert window is not None, "they see everything"
         return (key_L - query_T1).abs() < window
     mask_TL = key_L <= query_T1
     return mask_TL if window is None else mask_TL & (key_L > query_T1 - window)
