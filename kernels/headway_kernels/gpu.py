@@ -2,6 +2,7 @@
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.gated_mlp import clamped_silu_mul, gelu_mul, silu_mul
 from headway_kernels.kv_write import kv_write
 from headway_kernels.linear import linear
@@ -19,6 +20,7 @@ __all__ = [
     "choose",
     "clamped_silu_mul",
     "flash_prefill",
+    "flash_prefill_dense",
     "floors",
     "gelu_mul",
     "kv_write",
