@@ -3,7 +3,7 @@
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.merge import merge
-from headway_kernels.paged_decode import paged_decode
+from headway_kernels.paged_decode import decode_bytes, paged_decode
 from headway_kernels.reference import (
     clamped_silu_mul,
     gelu_mul,
@@ -17,6 +17,7 @@ from headway_kernels.reference import (
 
 __all__ = [
     "clamped_silu_mul",
+    "decode_bytes",
     "flash_prefill",
     "gelu_mul",
     "kv_write",
