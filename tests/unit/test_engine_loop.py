@@ -253,8 +253,8 @@ def test_the_books_are_looked_through_when_work_has_run_out_and_seldom(
 
 def test_an_offline_replica_tells_refusals_and_failures_as_events(gqa: Oracle) -> None:
     shard = Shard(gqa.folder, CONFIG, SoloCollectives(), pick_device("cpu"))
-    ranks = HeldRanks(SoloRanks(shard.ready(NUM_PAGES)))
-    replica = OfflineReplica(build_engine(shard, ranks, NUM_PAGES))
+    ranks = HeldRanks(SoloRanks(shard.ready((NUM_PAGES,))))
+    replica = OfflineReplica(build_engine(shard, ranks, (NUM_PAGES,)))
     replica.submit(make_request("a", PROMPT))
     replica.submit(make_request("a", PROMPT))
     refused, token = replica.next_events()
