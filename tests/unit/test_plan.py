@@ -69,11 +69,11 @@ def test_json_states_what_a_plan_takes_for_granted(folder: Path) -> None:
         "activation_bytes": 0,
         "dtype": "bfloat16",
         "page_size": 16,
-        "max_num_rows": 64,
+        "max_num_rows": 1024,
         "max_num_tokens": 1024,
     }
     for options in ((), ("--compare", "--tp", 3)):
-        assumed = "assumed: 1.0 GiB x 0.9 a rank, bfloat16, pages of 16 tokens, 64 rows; no activations\n"
+        assumed = "assumed: 1.0 GiB x 0.9 a rank, bfloat16, pages of 16 tokens, 1,024 rows; no activations\n"
         assert run(folder, "--gpu-memory", "1GiB", *options).endswith(assumed)
 
 

@@ -15,7 +15,7 @@ from headway.model.spec import DecoderSpec
 from headway.model.weights import ShardPlan, shard_plan
 from headway.sharding.pages import longest_sequence, page_groups, share_out
 
-CONFIG = EngineConfig()  # the settings of a start that is told nothing
+CONFIG = EngineConfig(max_num_rows=1024)  # so many that they seldom bound what memory holds
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -84,7 +84,7 @@ def plan(
         _print_ranks(model, spec, last)
     typer.echo(
         f"assumed: {format_bytes(memory)} x {CONFIG.memory_fraction:g} a rank, {spec.dtype}, pages of "
-        f"{CONFIG.page_size} tokens, {CONFIG.max_num_rows} rows; no activations"
+        f"{CONFIG.page_size} tokens, {CONFIG.max_num_rows:,} rows; no activations"
     )
 
 
