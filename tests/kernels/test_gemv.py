@@ -102,6 +102,7 @@ def test_what_does_not_fit_is_named(changed: dict[str, Any], message: str) -> No
 
 def test_few_tokens_and_a_large_weight_make_it_worth() -> None:
     assert worth_gemv(1, 4096, 4096, torch.bfloat16)
+    assert worth_gemv(16, 4096, 4096, torch.bfloat16)
     assert worth_gemv(1, 42753, 4544, torch.bfloat16)
     assert not worth_gemv(1, 64, 4096, torch.bfloat16)
     assert not worth_gemv(17, 4096, 4096, torch.bfloat16)
