@@ -4,12 +4,12 @@
 
 Memory-bound: the weight is read once, and its time is the floor. For one token (up to four of float32), a
 program streams a few rows of it in wide tiles, and multiplies on the vector units: a thread adds up its own
-values, and threads are summed once, at the end. More tokens fill the 16 columns that a product of the matrix units
-takes; tiles of the weight are then fetched some stages ahead. A program has its rows of the weight whole,
-so that a sum has one order, whatever the time and the other tokens' values. x is read by all programs and
-stays in the caches; the weight passes through them. Loads take 16 bytes where H and the distances between
-rows are multiples of that, and otherwise the greatest power of two that divides these. Where O is no
-multiple of the tile, its last row is read again in place of rows that do not exist.
+values, and threads are summed once, at the end. More tokens fill the 16 columns that a product of the matrix
+units takes; tiles of the weight are then fetched some stages ahead. A program has its rows of the weight
+whole, so that a sum has one order, whatever the time and the other tokens' values. x is read by all programs
+and stays in the caches; the weight passes through them. Loads take 16 bytes where H and the distances between
+rows are multiples of that, and otherwise the greatest power of two that divides these. Where O is no multiple
+of the tile, its last row is read again in place of rows that do not exist.
 Layout: x [T, H], weight [O, H], out [T, O], rows dense. Grid: one program for each `tile.outputs` of O.
 
 Shape suffixes: T tokens, O outputs, H inputs, C groups of inputs that one thread loads at once.
