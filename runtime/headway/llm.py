@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from headway.cluster.preflight import preflight
+from headway.cluster.preflight import FoundModel, preflight
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, HeadwayError, InvalidRequest
 from headway.core.progress import Report, silent
 from headway.core.request import Completion, EngineRequest, ReplicaInfo, TokenEvent
 from headway.core.sampling import SamplingParams
-from headway.model.folder import read_spec
 from headway.serving.model import Prompt, ServedModel, check_prompt_kind
 from headway.serving.output import Delta, Output, collect
 from headway.serving.sequences import make_sequences
@@ -55,21 +53,20 @@ class LLM:
         if unknown := engine.keys() - EngineConfig.__dataclass_fields__.keys():
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; see headway.core.config.EngineConfig")
         config = EngineConfig(tp=tp, device=device, dtype=dtype, **engine)
-        folder = preflight(model, config, ray=ray if tp > 1 else "local")
-        spec = read_spec(folder)
+        found = preflight(model, config, ray=ray if tp > 1 else "local")
         self.config = config
-        self._model = ServedModel.load(folder, name=model, eos_token_ids=spec.eos_token_ids)
+        self._model = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
         self._num_requests = 0
         self._events: dict[str, list[TokenEvent]] = {}  # of each running sequence: what nobody has read yet
         self._resources = ExitStack()
-        self._replica: OfflineLink | None = self._start(model, folder, config, ray, report)
+        self._replica: OfflineLink | None = self._start(found, config, ray, report)
 
-    def _start(self, model: str, folder: Path, config: EngineConfig, ray: str, report: Report) -> OfflineLink:
+    def _start(self, model: FoundModel, config: EngineConfig, ray: str, report: Report) -> OfflineLink:
         if config.tp == 1:
             from headway.engine.build import solo_engine
             from headway.engine.offline import OfflineReplica
 
-            local = OfflineReplica(solo_engine(folder, config, report))
+            local = OfflineReplica(solo_engine(model.folder, config, report))
             self._resources.callback(local.close)
             return local
         from headway.cluster.gang import Gang
@@ -78,7 +75,7 @@ class LLM:
 
         with ExitStack() as stack:
             session = stack.enter_context(RaySession(ray, num_ranks=config.tp))
-            gang = Gang(session, model, config)
+            gang = Gang(session, model.source, config)
             stack.callback(gang.stop)
             replica = gang.start(report)
             link = SyncReplicaLink(replica.target, replica.token)

@@ -14,6 +14,7 @@ from headway.core.errors import ConfigError, ReplicaUnavailable
 
 if TYPE_CHECKING:
     from headway.cluster.session import RaySession
+    from headway.serving.model import ServedModel
     from headway.serving.server import ServerConfig
 
 
@@ -43,6 +44,7 @@ def serve(
     """Serve a model over gRPC."""
     from headway.cluster.preflight import preflight
     from headway.link.listener import check_listener
+    from headway.serving.model import ServedModel
     from headway.serving.server import ServerConfig
 
     config = EngineConfig(
@@ -63,7 +65,8 @@ def serve(
             f"token must be set to listen on {grpc}, which other hosts can reach: --token or HEADWAY_TOKEN"
         )
     check_listener(grpc, tls_cert, tls_key)
-    preflight(model, config, ray=ray, num_replicas=replicas)
+    found = preflight(model, config, ray=ray, num_replicas=replicas)
+    served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
 
     from headway.cli.report import print_line
     from headway.cluster.session import RaySession
@@ -71,13 +74,14 @@ def serve(
     start = time.monotonic()
     with RaySession(ray, num_ranks=tp * replicas) as session:
         ray_seconds = time.monotonic() - start
-        asyncio.run(_serve(session, model, config, server, replicas, ray_seconds))
+        asyncio.run(_serve(session, served, found.source, config, server, replicas, ray_seconds))
     print_line("Stopped; nothing is left running")
 
 
 async def _serve(
     session: "RaySession",
-    model: str,
+    model: "ServedModel",
+    source: str,
     config: EngineConfig,
     server_config: "ServerConfig",
     num_replicas: int,
@@ -92,13 +96,13 @@ async def _serve(
         async with AsyncExitStack() as stack:
             with progress_bars() as report:
                 start = deploy(
-                    session, model, config, server_config, num_replicas=num_replicas, report=report
+                    session, model, source, config, server_config, num_replicas=num_replicas, report=report
                 )
                 running = await until(stopped, stack.enter_async_context(start))
             if running is None:
                 return
             print_start(running.replicas, ray_seconds)
-            print_line(f"Serving {model} at {running.server.address} (gRPC)")
+            print_line(f"Serving {model.name} at {running.server.address} (gRPC)")
             await until(stopped, running.server.lost.wait())
             if running.server.lost.is_set():
                 raise ReplicaUnavailable(f"every replica is lost; the last one: {running.server.loss}")

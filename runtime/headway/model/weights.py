@@ -33,7 +33,6 @@ from headway.model.stored import Stored
 from headway.sharding.heads import HeadPlan, RankHeads
 from headway.sharding.split import split_evenly
 
-
 QUANTISED = re.compile(r"F[468](_\w+)?|[IU](4|8|32)")  # dtypes that hold weights in fewer bits
 
 
@@ -151,9 +150,8 @@ class ShardPlan:
         """Weights in fewer bits have a config of their own, but some checkpoints come without it."""
         for name in (*self.sources, *extra):
             if name in checkpoint and QUANTISED.fullmatch(dtype := checkpoint[name].dtype):
-                raise ModelError(
-                    f"{folder} is quantised (tensor {name} is {dtype}); only unquantised weights are supported"
-                )
+                what = f"{folder} is quantised (tensor {name} is {dtype})"
+                raise ModelError(f"{what}; only unquantised weights are supported")
 
     def _left_over(self, checkpoint: Mapping[str, TensorInfo]) -> Iterator[str]:
         patterns = [*self.family.HARMLESS]
