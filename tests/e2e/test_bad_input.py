@@ -176,7 +176,7 @@ def test_a_command_that_left_a_process_behind_would_be_found_out(tmp_path: Path)
     [
         (CANNOT_START, "'nowhere'", ("plan", "nowhere")),
         (WRONG, "another reason", ("plan", "nowhere")),
-        (WRONG, "sevre", ("sevre",)),  # several lines
+        (WRONG, "", ("bench",)),  # help instead of a line
     ],
 )
 def test_a_wrong_refusal_would_be_found_out(

@@ -1,6 +1,7 @@
 """The commands without a server: what they import, what they say of themselves, text from a model here."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import headway
 from command import environment, run
-from headway.cli.main import app
+from headway.cli.main import app, main
 from headway.model.folder import resolve
 
 HEAVY = {"torch", "triton", "ray", "transformers"}
@@ -83,11 +85,47 @@ def test_help_shows_every_option(tmp_path: Path) -> None:
         assert parameter.opts[0] in shown.out
 
 
-def test_a_mistyped_command_or_option_is_named(tmp_path: Path) -> None:
-    for words, wrong in (("sevre", "sevre"), ("plan demo --tpp 2", "--tpp"), ("serve", "model")):
-        ran = run(*words.split(), cwd=tmp_path)
-        assert ran.code == 2
-        assert wrong in ran.err
+MISTYPED = {
+    "sevre": "no such command 'sevre'",
+    "bench sevre": "no such command 'sevre'",
+    "plan demo --tpp 2": "no such option: --tpp",
+    "serve": "missing argument 'model'",
+    "serve demo --tls-cert": "option '--tls-cert' requires an argument",
+    "serve demo --replicas 0": "invalid value for '--replicas': .*'?0'?",
+    "serve demo --tp abc": "invalid value for '--tp': .*'abc'",
+    "bench throughput --streams 1 --streams=x": "invalid value for '--streams': .*'x'",
+}
+
+
+@pytest.mark.parametrize("words", MISTYPED)
+def test_a_mistyped_command_line_is_one_line_that_names_option_and_value(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["headway", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert re.match(f"headway: {MISTYPED[words]}", err, re.IGNORECASE)
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_without_a_command_there_is_help(tmp_path: Path) -> None:
+    for words in ((), ("bench",)):
+        ran = run(*words, cwd=tmp_path)
+        assert (ran.code, "Usage: headway" in ran.out + ran.err) == (2, True)
+
+
+def test_the_command_and_the_package_know_their_version(tmp_path: Path) -> None:
+    ran = run("--version", cwd=tmp_path)
+    assert (ran.code, ran.out, ran.err) == (0, f"headway {headway.__version__}\n", "")
+
+
+def test_what_is_told_in_passing_says_whose_line_it_is(tmp_path: Path) -> None:
+    warn = "logging.getLogger('headway.serving.router').warning('lost a replica: %s', 'rank 1 died')"
+    call = "sys.argv = ['headway', '--version']; from headway.cli.main import main"
+    code = f"import atexit, logging, sys; {call}; atexit.register(lambda: {warn}); main()"
+    assert python(code, tmp_path).stderr == "headway: lost a replica: rank 1 died\n"
 
 
 LINE = "ROMEO:\nBut, soft! what light through yonder window breaks?\n"

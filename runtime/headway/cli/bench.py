@@ -7,7 +7,7 @@ import typer
 
 from headway.cli.bench_gpu import attention, kernels
 from headway.cli.figures import Output, check_output, or_dash, report
-from headway.core.errors import ConfigError
+from headway.core.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from headway.cluster.session import RaySession
@@ -208,8 +208,8 @@ def idle(
         base = ray_alone(session, num_actors=tp, seconds=seconds)
         whole = asyncio.run(_idle_server(session, served, found.source, config, seconds))
     rows = [
-        (f"Ray with {tp} idle actors", f"{100 * base:.2f}"),
-        (f"an idle server with {tp} ranks", f"{100 * whole:.2f}"),
+        (f"Ray with {counted(tp, 'idle actor')}", f"{100 * base:.2f}"),
+        (f"an idle server with {counted(tp, 'rank')}", f"{100 * whole:.2f}"),
         ("the server adds", f"{100 * (whole - base):.2f}"),
     ]
     figures = {"ray_share": base, "server_share": whole, "tp": tp, "seconds": seconds}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headway.core.config import EngineConfig
+from headway.core.errors import counted
 from headway.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def demo(
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     found = preflight(model, config, ray=ray)
     served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
-    print_line(f"Starting {model} on {tp} tensor-parallel ranks")
+    print_line(f"Starting {model} on {counted(tp, 'tensor-parallel rank')}")
     start = time.monotonic()
     with RaySession(ray, num_ranks=tp) as session:
         ray_seconds = time.monotonic() - start

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from headway.cluster.session import LOCAL
 from headway.core.config import EngineConfig
-from headway.core.errors import ConfigError, StartError
+from headway.core.errors import ConfigError, StartError, counted
 from headway.model.checkpoint import read_checkpoint
 from headway.model.folder import pinned, read_spec, resolve
 from headway.model.spec import DecoderSpec
@@ -51,4 +51,4 @@ def _check_gpus(config: EngineConfig, num_replicas: int) -> None:
     needed, found = config.tp * num_replicas, torch.cuda.device_count()
     if found < needed:
         what = f"tp={config.tp}" if num_replicas == 1 else f"{num_replicas} replicas of tp={config.tp}"
-        raise StartError(f"{what} on device=cuda needs {needed} GPUs, this host has {found}")
+        raise StartError(f"{what} on device=cuda needs {counted(needed, 'GPU')}, this host has {found}")
