@@ -227,6 +227,8 @@ def test_abort_ends_a_request_by_its_id_and_by_no_other(server: Served, client: 
             with pytest.raises(UnknownRequest, match="'min' is not known"):
                 await other.abort("min")
             assert await other.abort("mine") is True
+            (load,) = (await other.load()).replicas
+            assert (load.num_running, load.free_pages) == (0, load.num_pages)
             deltas += [delta async for delta in stream]
             assert await other.abort("mine") is False
             return deltas

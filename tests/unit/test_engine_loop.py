@@ -78,6 +78,7 @@ def test_an_abort_frees_the_pages_within_the_running_step(gqa: Oracle) -> None:
         it.listener.wait_for_end("a")
         *_, end = it.listener.of("a")
         assert (end.finish_reason, end.token_id) == (FinishReason.ABORT, None)
+        assert end.num_pages_freed == 2  # of 4 slots, for the prompt's 5 tokens and two more
         assert it.listener.loads[-1].free_pages == NUM_PAGES
         assert it.ranks.num_launched == 2
 
@@ -89,7 +90,8 @@ def test_a_request_aborted_while_it_waits_for_a_row_is_told_so(gqa: Oracle) -> N
         it.loop.abort("8")
         it.ranks.let(2)
         it.listener.wait_for_end("8")
-        assert [event.finish_reason for event in it.listener.of("8")] == [FinishReason.ABORT]
+        ends = [(event.finish_reason, event.num_pages_freed) for event in it.listener.of("8")]
+        assert ends == [(FinishReason.ABORT, 0)]
 
 
 def test_aborts_of_unknown_and_ended_requests_are_ignored_and_take_no_step(gqa: Oracle) -> None:

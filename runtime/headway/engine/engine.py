@@ -40,9 +40,14 @@ class Engine:
 
     def abort(self, request_id: str) -> TokenEvent | None:
         """Free the request's pages now; its terminal event, or None if no such request is running."""
+        free_before = self.load.free_pages
         if not self._scheduler.abort(request_id):
             return None
-        return TokenEvent(request_id=request_id, finish_reason=FinishReason.ABORT)
+        return TokenEvent(
+            request_id=request_id,
+            finish_reason=FinishReason.ABORT,
+            num_pages_freed=self.load.free_pages - free_before,
+        )
 
     def step(self) -> list[TokenEvent]:
         """One step for every request that fits it. A failed step ends all of them with a retryable error."""

@@ -57,4 +57,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self, request: control_pb2.AbortRequest, context: Context
     ) -> control_pb2.AbortResponse:
         check_length("request_id", request.request_id)
-        return control_pb2.AbortResponse(was_running=self._router.abort(request.request_id))
+        aborted = await self._router.abort(request.request_id)
+        return control_pb2.AbortResponse(
+            was_running=aborted.was_running, num_pages_freed=aborted.num_pages_freed
+        )
