@@ -12,6 +12,7 @@ import typer.main
 
 import headway
 from command import environment, run
+from headway import LLM, SamplingParams
 from headway.cli.main import app, main
 from headway.model.folder import resolve
 
@@ -138,6 +139,30 @@ def test_generate_runs_a_model_in_its_own_process(tmp_path: Path) -> None:
     told = json.loads(ran.out)
     assert (told["prompt"], told["finish_reason"], len(told["token_ids"])) == (LINE, "length", 12)
     assert run(*words, cwd=tmp_path).out == told["text"] + "\n"
+
+
+def test_generate_takes_every_parameter_but_ids(tmp_path: Path) -> None:
+    words = ("--n=2", "--logprobs=1", "--min-tokens=12", "--ignore-eos", "--json")
+    words += ("--repetition-penalty=1.3", "--presence-penalty=2", "--frequency-penalty=2")
+    here = ("--model", "demo", "--device", "cpu", "--dtype", "float32", "--seed=3", "--max-tokens=12")
+    ran = run("generate", LINE, *here, *words, cwd=tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(one["index"], len(one["token_ids"])) for one in told] == [(0, 12), (1, 12)]
+    assert all(len(entry) == 2 for one in told for entry in one["logprobs"])
+    params = SamplingParams(
+        n=2,
+        seed=3,
+        max_tokens=12,
+        min_tokens=12,
+        logprobs=1,
+        ignore_eos=True,
+        repetition_penalty=1.3,
+        presence_penalty=2,
+        frequency_penalty=2,
+    )
+    with LLM("demo", device="cpu", dtype="float32") as llm:
+        assert [one["text"] for one in told] == [done.text for done in llm.generate(LINE, params)]
 
 
 def test_chat_without_a_template_says_that_the_model_has_none(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def serve(
     memory_fraction: Annotated[float, typer.Option(help="Part of the device's memory to use.")] = 0.9,
     max_num_rows: Annotated[int, typer.Option(help="Sequences that run at once.")] = 64,
     max_num_tokens: Annotated[int, typer.Option(help="Tokens computed a step.")] = 1024,
+    max_in_flight: Annotated[int, typer.Option(help="Sequences accepted at once; more are refused.")] = 1024,
     start_timeout: Annotated[float, typer.Option(help="Seconds in which a replica must start.")] = 300.0,
     ray: Annotated[str, typer.Option(help="auto or local: a cluster on this host; else HOST:PORT.")] = "auto",
     token: Annotated[
@@ -59,7 +60,13 @@ def serve(
         max_num_tokens=max_num_tokens,
         start_timeout_s=start_timeout,
     )
-    server = ServerConfig(address=grpc, token=token or env.token(), tls_cert=tls_cert, tls_key=tls_key)
+    server = ServerConfig(
+        address=grpc,
+        token=token or env.token(),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        max_in_flight=max_in_flight,
+    )
     if not (server.token or server.loopback):
         raise ConfigError(
             f"token must be set to listen on {grpc}, which other hosts can reach: --token or HEADWAY_TOKEN"
