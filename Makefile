@@ -7,8 +7,8 @@ READY := .venv/.ready
 
 help:
 	@echo "make demo       the bundled model on two ranks behind gRPC, on this machine"
-	@echo "make test       every test that needs no GPU"
-	@echo "make test-full  the long matrix too"
+	@echo "make test       every test that needs no GPU, but for the long matrix"
+	@echo "make test-full  that matrix too"
 	@echo "make test-gpu   the tests on GPUs, with the python at hand (PYTHON=python3)"
 	@echo "make check      lint, format, types, import contracts"
 	@echo "make proto      generate the gRPC code anew"

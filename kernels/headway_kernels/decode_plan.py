@@ -1,9 +1,9 @@
 """How a step's paged decode is dealt to a persistent grid: planned once, on the device, for all layers.
 
-Each sequence's visible positions are cut into tiles; laid out KV head by KV head and sequence by sequence
-they make one list, and every program takes an equal share of it. So one context of 65,536 tokens keeps all
-multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing is read by
-the host: a captured graph replays with any lengths.
+The positions that a sequence's queries see are cut into tiles; laid out KV head by KV head and sequence by
+sequence they make one list, and every program takes an equal share of it. So one context of 65,536 tokens
+keeps all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing
+is read by the host: a captured graph replays with any lengths.
 
 The plan is one int32 tensor: `tile_starts` [B + 1] counts the tiles before each sequence, and `first_row`
 [programs] says which sequence each program begins with.
@@ -32,12 +32,28 @@ class DecodePlan:
 
     tile: Tiles
     window: int | None
-    blocks: int  # of query heads that a KV head's make
+    group: int
+    num_queries: int
+    blocks: int  # of rows that a KV head's queries make
     num_programs: int
     tile_starts: Tensor
     first_row: Tensor
     parts: Tensor
     lse: Tensor
+
+    def check(
+        self, *, num_seqs: int, group: int, num_queries: int, head_dim: int, window: int | None
+    ) -> None:
+        """Raise ValueError unless the plan is for such a step."""
+        for name, found, expected in (
+            ("sequences", len(self.tile_starts) - 1, num_seqs),
+            ("num_queries", self.num_queries, num_queries),
+            ("head_dim", self.parts.shape[2], head_dim),
+            ("window", self.window, window),
+            ("group", self.group, group),
+        ):
+            if found != expected:
+                raise ValueError(f"paged_decode: plan must be for {name} = {expected}, got one for {found}")
 
 
 def plan_decode(
@@ -47,30 +63,34 @@ def plan_decode(
     group: int,
     head_dim: int,
     dtype: torch.dtype,
+    num_queries: int = 1,
     window: int | None = None,
     tile: Tiles | None = None,
     num_programs: int | None = None,
 ) -> DecodePlan:
-    """The plan of `run_decode` for all layers of a step that have these heads and this window.
+    """The plan of `paged_decode` for all layers of a step that have these heads and this window.
 
     context_lens_B: int32, the newest token included; group: the most query heads that share a KV head.
+    num_queries: the newest tokens of each sequence that are queries.
     """
     device = context_lens_B.device
     tile = tile or tiles(
         "paged_decode",
         head_dim=head_dim,
-        group=group,
+        group=group * num_queries,
         page_size=1,
         dtype=dtype,
         capability=capability(device),
     )
     num_seqs = len(context_lens_B)
     num_programs = num_programs or num_multiprocessors(device) * tile.programs
-    blocks = -(-group // tile.rows)
+    blocks = -(-group * num_queries // tile.rows)
     made = torch.empty(num_seqs + 1 + num_programs, dtype=torch.int32, device=device)
     plan = DecodePlan(
         tile=tile,
         window=window,
+        group=group,
+        num_queries=num_queries,
         blocks=blocks,
         num_programs=num_programs,
         tile_starts=made[: num_seqs + 1],
@@ -85,7 +105,7 @@ def plan_decode(
         num_seqs,
         num_kv_heads * blocks,
         num_programs,
-        window or 0,
+        0 if window is None else window + num_queries - 1,  # what any query sees
         SEQS=padded(num_seqs + 1),
         POSITIONS=tile.positions,
         HAS_WINDOW=window is not None,

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_QUERIES = 8  # tokens of a sequence that decode in one step
 
 
 def check_attention(
@@ -19,33 +21,81 @@ def check_attention(
     table: Tensor,
     context_lens: Tensor,
     group_bounds: Sequence[int],
-    sinks: Tensor | None,
-    slopes: Tensor | None,
-    scale: float,
-) -> None:
+    **more: Any,
+) -> torch.Size:
     """Raise ValueError, naming argument, expected and found, where shapes, dtypes, strides or devices differ
-    from what the kernels take.
+    from what the kernels take; `more` goes to `check_queries`. Returns the shape of q.
     """
-    if q.ndim != 3 or q.dtype not in DTYPES or q.stride(2) != 1:
-        raise _error(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
+    shape = check_queries(op, q, group_bounds, **more)
     if k_pool.ndim != 4 or k_pool.shape[1] != len(group_bounds) - 1 or k_pool.shape[3] != q.shape[2]:
         raise _error(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
-    if v_pool.shape != k_pool.shape:
-        raise _error(op, "v_pool", f"the shape of k_pool, {tuple(k_pool.shape)}", v_pool)
-    for name, pool in (("k_pool", k_pool), ("v_pool", v_pool)):
-        if pool.dtype != q.dtype or pool.device != q.device or pool.stride(3) != 1:
-            raise _error(op, name, f"{q.dtype} on {q.device}, head_dim dense", pool)
-    if group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
-        raise ValueError(f"{op}: group_bounds must go from 0 to {q.shape[1]} heads, got {list(group_bounds)}")
+    _check_alike(op, q, k_pool=k_pool, v_pool=v_pool)
     if table.dtype != torch.int32 or table.shape[:1] != context_lens.shape or table.device != q.device:
         raise _error(op, "page_table", f"int32 [{len(context_lens)}, pages] on {q.device}", table)
     if context_lens.dtype != torch.int32 or context_lens.device != q.device:
         raise _error(op, "context_lens", f"int32 on {q.device}", context_lens)
+    return shape
+
+
+def check_dense(
+    op: str, q: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, group_bounds: Sequence[int], **more: Any
+) -> torch.Size:
+    """As `check_attention`, for keys and values without pages."""
+    shape = check_queries(op, q, group_bounds, **more)
+    if k_TGD.ndim != 3 or k_TGD.shape[1:] != (len(group_bounds) - 1, q.shape[2]):
+        raise _error(op, "k_TGD", f"[tokens, {len(group_bounds) - 1}, {q.shape[2]}]", k_TGD)
+    _check_alike(op, q, k_TGD=k_TGD, v_TGD=v_TGD)
+    return shape
+
+
+def check_queries(
+    op: str,
+    q: Tensor,
+    group_bounds: Sequence[int],
+    *,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+    scale: float,
+    window: int | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+) -> torch.Size:
+    """What concerns the queries, their heads and their results. Returns the shape of q."""
+    if q.ndim != 3 or q.dtype not in DTYPES or q.stride(2) != 1:
+        raise _error(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
+    if group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
+        raise ValueError(f"{op}: group_bounds must go from 0 to {q.shape[1]} heads, got {list(group_bounds)}")
     for name, values in (("sinks_Q", sinks), ("alibi_slopes_Q", slopes)):
         if values is not None and (values.shape != q.shape[1:2] or values.device != q.device):
             raise _error(op, name, f"[{q.shape[1]}] on {q.device}", values)
     if not scale > 0:
         raise ValueError(f"{op}: scale must be positive, got {scale}")
+    if window is not None and window < 1:
+        raise ValueError(f"{op}: window must be at least 1, got {window}")
+    for name, result, shape, dtype in (
+        ("out", out, q.shape, q.dtype),
+        ("lse", lse, q.shape[:2], torch.float32),
+    ):
+        if result is None:
+            continue
+        if (result.shape, result.dtype, result.device) != (shape, dtype, q.device) or result.stride(-1) != 1:
+            expected = f"{dtype} {list(shape)} on {q.device}, its last dimension dense"
+            raise _error(op, name, expected, result)
+    return q.shape
+
+
+def check_starts(op: str, name: str, starts: Tensor, lengths: Sequence[object], q: Tensor) -> None:
+    """Raise ValueError unless `starts` has an entry more than there are lengths."""
+    if starts.dtype != torch.int32 or starts.shape != (len(lengths) + 1,) or starts.device != q.device:
+        raise _error(op, name, f"int32 [{len(lengths) + 1}] on {q.device}", starts)
+
+
+def check_num_queries(op: str, num_queries: int, num_seqs: int, q: Tensor) -> None:
+    """Raise ValueError unless q holds so many tokens of each sequence."""
+    if not 1 <= num_queries <= MOST_QUERIES:
+        raise ValueError(f"{op}: num_queries must be from 1 to {MOST_QUERIES}, got {num_queries}")
+    if len(q) != num_seqs * num_queries:
+        raise _error(op, "q", f"{num_queries} tokens for each of {num_seqs} sequences", q)
 
 
 def heads_of(group_bounds: Sequence[int]) -> int:
@@ -74,6 +124,16 @@ def capability(device: torch.device) -> tuple[int, int]:
 def num_multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a GPU; a few for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _check_alike(op: str, q: Tensor, **pair: Tensor) -> None:
+    """Raise unless keys and values have one shape, and are of the queries' kind."""
+    (k_name, keys), (v_name, values) = pair.items()
+    if values.shape != keys.shape:
+        raise _error(op, v_name, f"the shape of {k_name}, {tuple(keys.shape)}", values)
+    for name, one in pair.items():
+        if one.dtype != q.dtype or one.device != q.device or one.stride(-1) != 1:
+            raise _error(op, name, f"{q.dtype} on {q.device}, head_dim dense", one)
 
 
 def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:

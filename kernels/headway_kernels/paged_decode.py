@@ -1,13 +1,14 @@
-"""Attention of the newest token of each sequence to its context in the page pool.
+"""Attention of the newest token of each sequence, or the newest few, to its context in the page pool.
 
-    out[b, q] = softmax_l(f(scale * q[b, q] . k[l, g(q)])) @ v[l, g(q)],  l < context_len[b]
+    out[b, q] = softmax_l(f(scale * q[b, q] . k[l, g(q)])) @ v[l, g(q)],  l <= position of b
 
-Memory-bound: K and V are read once, so the query heads of a KV head are the rows of one tile (16 at least,
-what a matrix product takes). A persistent grid takes equal shares of all tiles of positions (`decode_plan`).
-A sequence that lies in one share is written at once; the others leave partial results, which a second kernel
-merges by log-sum-exp (`merge`). Layout: q, out [B, Q, D]; pools [pages, kv_heads, page_size, D], gathered by
-pointer; the next tile's page numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then
-(B, Q) for the merge.
+Memory-bound: K and V are read once, so a KV head's query heads, each with all of its tokens, are the rows of
+one tile (row = head * num_queries + token): 16 at least, what a matrix product takes. A persistent grid takes
+equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
+the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
+[B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
+numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the
+merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
@@ -22,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels import debug
 from headway_kernels.decode_plan import DecodePlan, plan_decode, share
-from headway_kernels.launch import bounds_tensor, check_attention, heads_of, precision
-from headway_kernels.merge import merge_step
+from headway_kernels.launch import bounds_tensor, check_attention, check_num_queries, heads_of, precision
+from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
     LN_2,
     LOG2_E,
@@ -47,6 +49,7 @@ def paged_decode(
     max_context_len: int,
     group_bounds: Sequence[int],
     scale: float,
+    num_queries: int = 1,
     window: int | None = None,
     softcap: float | None = None,
     sinks_Q: Tensor | None = None,
@@ -54,16 +57,17 @@ def paged_decode(
     plan: DecodePlan | None = None,
     out_BQD: Tensor | None = None,
     lse_BQ: Tensor | None = None,
+    check_values: bool = False,
 ) -> Tensor:
     """As `reference.paged_decode` -> out_BQD, in the given tensor if there is one.
 
-    plan: of this step, for this window; made here if it is not given. A sequence without a context gives
-        zeros.
+    plan: of this step, for this window and as many queries; made here if it is not given. A query that sees
+        nothing, before its sequence's start, gives zeros.
     lse_BQ: float32; filled with the natural logarithm of each row's sum of exponentials, sink included.
+    check_values: look at lengths, plan and page numbers too (`debug`), which waits for the device.
     Raises ValueError for tensors that do not fit each other.
     """
-    del max_context_len  # the lengths on the device say it
-    check_attention(
+    num_rows, _, head_dim = check_attention(
         "paged_decode",
         q_BQD,
         k_pool,
@@ -74,22 +78,39 @@ def paged_decode(
         sinks=sinks_Q,
         slopes=alibi_slopes_Q,
         scale=scale,
+        window=window,
+        out=out_BQD,
+        lse=lse_BQ,
     )
+    num_seqs = len(context_lens_B)
+    check_num_queries("paged_decode", num_queries, num_seqs, q_BQD)
+    group = heads_of(group_bounds)
     if plan is None:
         plan = plan_decode(
             context_lens_B,
             num_kv_heads=k_pool.shape[1],
-            group=heads_of(group_bounds),
-            head_dim=q_BQD.shape[2],
+            group=group,
+            head_dim=head_dim,
             dtype=q_BQD.dtype,
+            num_queries=num_queries,
             window=window,
         )
-    if plan.window != window:
-        raise ValueError(f"paged_decode: plan must be for a window of {window}, got one of {plan.window}")
+    plan.check(num_seqs=num_seqs, group=group, num_queries=num_queries, head_dim=head_dim, window=window)
+    if check_values:
+        lengths, queries = context_lens_B.tolist(), [num_queries] * num_seqs
+        debug.check_pages(
+            "paged_decode",
+            page_table_BP,
+            lengths,
+            queries,
+            pool=k_pool,
+            window=window,
+            max_context_len=max_context_len,
+        )
+        debug.check_plan("paged_decode", plan, lengths)
     out_BQD = torch.empty_like(q_BQD) if out_BQD is None else out_BQD
-    if not len(q_BQD):
+    if not num_rows:
         return out_BQD
-    num_seqs, num_heads, head_dim = q_BQD.shape
     num_blocks = k_pool.shape[1] * plan.blocks
     bounds = bounds_tensor(tuple(group_bounds), q_BQD.device)
     lse_row = 0 if lse_BQ is None else lse_BQ.stride(0)
@@ -114,16 +135,10 @@ def paged_decode(
         scale * LOG2_E.value if plain else scale,
         window or 0,
         softcap or 0.0,
-        q_BQD.stride(0),
-        q_BQD.stride(1),
-        out_BQD.stride(0),
-        out_BQD.stride(1),
-        k_pool.stride(0),
-        k_pool.stride(1),
-        k_pool.stride(2),
-        v_pool.stride(0),
-        v_pool.stride(1),
-        v_pool.stride(2),
+        *q_BQD.stride()[:2],
+        *out_BQD.stride()[:2],
+        *k_pool.stride()[:3],
+        *v_pool.stride()[:3],
         page_table_BP.stride(0),
         lse_row,
         PAGE=k_pool.shape[2],
@@ -132,6 +147,7 @@ def paged_decode(
         ROWS=plan.tile.rows,
         POSITIONS=plan.tile.positions,
         BLOCKS=plan.blocks,
+        QUERIES=num_queries,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         HAS_SINKS=sinks_Q is not None,
@@ -141,30 +157,7 @@ def paged_decode(
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
     )
-    _merge_shares_kernel[(num_seqs, num_heads)](
-        plan.parts,
-        plan.lse,
-        out_BQD,
-        lse_BQ,
-        plan.tile_starts,
-        bounds,
-        sinks_Q,
-        num_seqs,
-        num_blocks,
-        plan.num_programs,
-        out_BQD.stride(0),
-        out_BQD.stride(1),
-        lse_row,
-        KV_HEADS=k_pool.shape[1],
-        D=head_dim,
-        WIDE=padded(head_dim),
-        ROWS=plan.tile.rows,
-        BLOCKS=plan.blocks,
-        PARTS=16,
-        HAS_SINKS=sinks_Q is not None,
-        HAS_LSE=lse_BQ is not None,
-        num_warps=2,
-    )
+    merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
     return out_BQD
 
 
@@ -207,6 +200,7 @@ def _decode_kernel(
     ROWS: tl.constexpr,
     POSITIONS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    QUERIES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
@@ -240,14 +234,17 @@ def _decode_kernel(
         context_len = tl.load(context_lens_ptr + row)
         oldest = 0
         if HAS_WINDOW:
-            oldest = tl.maximum(context_len - window, 0)
+            oldest = tl.maximum(context_len - (QUERIES - 1) - window, 0)
 
         kv_head = block // BLOCKS
-        head_M = tl.load(bounds_ptr + kv_head) + block % BLOCKS * ROWS + m_M
+        within_M = block % BLOCKS * ROWS + m_M
+        query_M = within_M % QUERIES
+        head_M = tl.load(bounds_ptr + kv_head) + within_M // QUERIES
         real_M = head_M < tl.load(bounds_ptr + kv_head + 1)
         long_row = row.to(tl.int64)
+        token = long_row * QUERIES  # the sequence's first
         q_MD = tl.load(
-            q_ptr + long_row * q_row + head_M[:, None] * q_head + d_D,
+            q_ptr + token * q_row + (query_M * q_row + head_M * q_head)[:, None] + d_D,
             mask=real_M[:, None] & (d_D < D),
             other=0.0,
         )
@@ -282,90 +279,34 @@ def _decode_kernel(
             next_N = position_N + POSITIONS
             page_N = tl.load(pages + next_N // PAGE, mask=next_N < stop, other=0)
             score_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
+            seen_MN = there_N[None]
+            distance_MN = (context_len - 1 - position_N)[None]
+            if QUERIES > 1:  # each from a position of its own
+                distance_MN -= QUERIES - 1 - query_M[:, None]
+                seen_MN &= distance_MN >= 0
+                if HAS_WINDOW:
+                    seen_MN &= distance_MN < window
             if SHAPED:
-                distance_N = context_len - 1 - position_N
                 score_MN = shape_scores(
-                    score_MN, distance_N[None], scale, softcap, slope_M, HAS_SOFTCAP, HAS_ALIBI, EXACT
+                    score_MN, distance_MN, scale, softcap, slope_M, HAS_SOFTCAP, HAS_ALIBI, EXACT
                 )
-            score_MN = tl.where(there_N[None], score_MN, float("-inf"))
+            score_MN = tl.where(seen_MN, score_MN, float("-inf"))
             acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
 
         out_MD, lse_M = last_step(acc_MD, sum_M, max_M)
         real_MD = real_M[:, None] & (d_D < D)
         if last - first == num_tiles:
             tl.store(
-                out_ptr + long_row * out_row + head_M[:, None] * out_head + d_D,
+                out_ptr + token * out_row + (query_M * out_row + head_M * out_head)[:, None] + d_D,
                 out_MD.to(out_ptr.dtype.element_ty),
                 mask=real_MD,
             )
             if HAS_LSE:
-                tl.store(lse_ptr + long_row * lse_row + head_M, lse_M * LN_2, mask=real_M)
+                lse_ptr_M = lse_ptr + token * lse_row + query_M * lse_row + head_M
+                tl.store(lse_ptr_M, lse_M * LN_2, mask=real_M)
         else:
             tl.store(parts_ptr + (slot * ROWS + m_M)[:, None] * D + d_D, out_MD, mask=real_MD)
             tl.store(parts_lse_ptr + slot * ROWS + m_M, lse_M, mask=real_M)
         slot = 2 * worker + 1
         done += last - first
         row += 1
-
-
-@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "num_programs"])
-def _merge_shares_kernel(
-    parts_ptr,
-    parts_lse_ptr,
-    out_ptr,
-    lse_ptr,
-    tile_starts_ptr,
-    bounds_ptr,
-    sinks_ptr,
-    num_seqs,
-    num_blocks,
-    num_programs,
-    out_row,
-    out_head,
-    lse_row,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-):
-    """One sequence and query head; nothing to do where the sequence lies in one share."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    d_D = tl.arange(0, WIDE)
-    total = tl.load(tile_starts_ptr + num_seqs)
-    start = tl.load(tile_starts_ptr + row)
-    num_tiles = tl.load(tile_starts_ptr + row + 1) - start
-    out_ptr += row.to(tl.int64) * out_row + head * out_head
-    if num_tiles == 0:
-        tl.store(out_ptr + d_D, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
-        if HAS_LSE:
-            nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
-            tl.store(lse_ptr + row * lse_row + head, nothing)
-        return
-    kv_head = 0
-    for other in tl.static_range(1, KV_HEADS):
-        kv_head += (tl.load(bounds_ptr + other) <= head).to(tl.int32)
-    within = head - tl.load(bounds_ptr + kv_head)
-    start += (kv_head * BLOCKS + within // ROWS) * total
-    per = share(total * num_blocks, num_programs)
-    first = start // per
-    last = (start + num_tiles - 1) // per
-    if first == last:
-        return
-    max_, sum_ = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
-    acc_D = tl.zeros((WIDE,), tl.float32)
-    for begin in range(first, last + 1, PARTS):
-        worker_K = begin + tl.arange(0, PARTS)
-        # A share that begins before the sequence has it as its last piece, else as its first.
-        slot_K = 2 * worker_K + (worker_K * per < start).to(tl.int32)
-        row_K = slot_K * ROWS + within % ROWS
-        lse_K = tl.load(parts_lse_ptr + row_K, mask=worker_K <= last, other=float("-inf"))
-        acc_D, sum_, max_ = merge_step(
-            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K, d_D < D
-        )
-    tl.store(out_ptr + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
-    if HAS_LSE:
-        tl.store(lse_ptr + row * lse_row + head, (max_ + tl.log2(sum_)) * LN_2)

@@ -1,44 +1,28 @@
-"""The op `sample`: from logits to one token a row, with noise that depends on (seed, position) alone.
+"""The op `sample` on a GPU: as `reference_sample` has it, in two launches where nothing is cut.
 
-Order: penalties, (log-probabilities are read here), bans, temperature, top-k, top-p, min-p, choice.
-Penalties are `penalise`; bans are -inf in the logits; `sample` does the rest.
+    token = argmax_i(score_i + T * gumbel(seed, position, i))
 
-The choice is the Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv 1411.0030): with independent Gumbel
-noise g, argmax(logits / T + g) draws from softmax(logits / T). It is computed as argmax(logits + T * g): the
-same, but it cannot overflow, and at T = 0 it is plain argmax, so a batch may mix greedy and random rows.
+Every program takes a chunk of a row, reads it once, makes its noise in registers, and leaves the best value
+and its id; a second launch chooses among a row's chunks, as it would among ranks that have a shard each.
+Values are compared and never added up, so a token is the same whatever the chunks, the shards and the other
+rows. Where top-k, top-p or min-p cut, `floors` runs first. Layout: logits [S, V], any row stride. Grids:
+(rows, chunks), (rows,).
 
-g is a pure function of (seed, position, token id). So a row's token depends on its own seed, position and
-logits only, never on the batch, and a shard of the vocabulary can draw its own part. What could depend on
-the batch is kept out: cuts compare values (tokens tied with the last one kept are kept too), and masses are
-summed as integers.
+Nothing waits for the device, and the cost depends on shapes alone but for what `floors` says of itself.
 
-A NaN logit counts as -inf: it is never chosen unless all are, and then the token is 0. Other rows go on
-unchanged. Nothing here waits for the device. Letters of the shapes:
-
-    S  sampled rows    V  vocabulary    P  penalised rows    C  rows with top-k or top-p    K  candidates
+Shape suffixes: S sampled rows, V vocabulary or a shard of it, R chunks or ranks.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit, like the two multipliers
-MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
-MASS_SCALE = float(1 << 40)  # of the likeliest token; 2**22 tokens as likely still fit 63 bits
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopCut:
-    """The rows of a batch that use top-k or top-p; `num_candidates` is the largest top_k among them."""
-
-    places_C: Tensor  # int64, in the batch
-    temperature_C1: Tensor  # float32, > 0
-    top_k_C1: Tensor  # int64, from 1 to V, which cuts nothing
-    top_p_C1: Tensor  # float32, from 0 to 1; 1 cuts nothing
-    num_candidates: int
+from headway_kernels.reference_sample import TopCut
+from headway_kernels.sample_args import check_column, check_logits, check_vector
+from headway_kernels.sample_floors import floors
+from headway_kernels.sample_pieces import EXACT, gumbel, load_scores, noise_key
+from headway_kernels.tiles import padded, vocab_chunk
 
 
 def sample(
@@ -49,113 +33,175 @@ def sample(
     positions_S: Tensor | None = None,
     top: TopCut | None = None,
     min_p_S1: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
-    """One token id for each row of `logits_SV` (any float type; computed in float32): int64 [S].
+    """As `reference_sample.sample`: one token id a row, int64 [S].
 
-    temperature_S1: float32; a row with 0 is greedy, and ties go to the lowest id. None: all rows are greedy,
-        and nothing else is read.
-    seeds_S, positions_S: int64, the counter of the noise; a position is the number of tokens before the new.
-    top: top-k, then top-p of what is left, as Hugging Face's TopKLogitsWarper and TopPLogitsWarper do but for
-        ties. None: no row uses them.
-    min_p_S1: float32, as in MinPLogitsWarper; 0 cuts nothing. None: no row uses it.
+    chunk: tokens a program takes, a power of two; by default what `tiles` says. Raises ValueError for
+    arguments whose shape, dtype or device does not fit.
     """
-    scores_SV = logits_SV.float().nan_to_num(nan=-math.inf, neginf=-math.inf)
-    if temperature_S1 is None:
-        return scores_SV.argmax(-1)
-    assert seeds_S is not None
-    assert positions_S is not None
-    cut_(scores_SV, temperature_S1, top, min_p_S1)
-    noise_SV = gumbel_noise(seeds_S, positions_S, logits_SV.shape[-1])
-    return noise_SV.mul_(temperature_S1).add_(scores_SV).argmax(-1)
-
-
-def penalise(
-    logits_PV: Tensor,
-    *,
-    repetition_P1: Tensor,
-    presence_P1: Tensor,
-    frequency_P1: Tensor,
-    in_prompt_PV: Tensor,
-    num_in_output_PV: Tensor,
-) -> Tensor:
-    """float32 [P, V]: repetition, then frequency and presence penalties, for tokens already used.
-
-    Repetition (Keskar et al., arXiv 1909.05858) divides positive and multiplies negative logits of tokens in
-    prompt (bool) or output (counts); the others subtract once a use, and once, for tokens in the output.
-    """
-    logits_PV = logits_PV.float()
-    in_output_PV = num_in_output_PV > 0
-    repeated_PV = torch.where(logits_PV > 0, logits_PV / repetition_P1, logits_PV * repetition_P1)
-    scores_PV = torch.where(in_prompt_PV | in_output_PV, repeated_PV, logits_PV)
-    return scores_PV.sub_(frequency_P1 * num_in_output_PV).sub_(presence_P1 * in_output_PV)
-
-
-def cut_(scores_SV: Tensor, temperature_S1: Tensor, top: TopCut | None, min_p_S1: Tensor | None) -> None:
-    """Set to -inf, in place, what top-k, top-p and min-p leave out; the likeliest token always stays."""
+    check_logits("sample", logits_SV)
+    if not logits_SV.shape[1]:
+        raise ValueError("sample: logits must have a vocabulary, got 0 tokens")
     floor_S1 = None
-    if min_p_S1 is not None:  # p >= min_p * p_max, in logarithms
-        floor_S1 = scores_SV.amax(-1, keepdim=True) + temperature_S1 * min_p_S1.log()
-    if top is not None:
-        scores_CV = scores_SV.index_select(0, top.places_C)
-        scores_CV.masked_fill_(scores_CV < _top_floor(scores_CV, top), -math.inf)
-        scores_SV.index_copy_(0, top.places_C, scores_CV)
-    if floor_S1 is not None:  # NaN where greedy (0 * log 0), and then nothing is cut
-        scores_SV.masked_fill_(scores_SV < floor_S1, -math.inf)
+    if temperature_S1 is not None and (top is not None or min_p_S1 is not None):
+        floor_S1 = floors(logits_SV, temperature_S1=temperature_S1, top=top, min_p_S1=min_p_S1, chunk=chunk)
+    parts = _draw("sample", logits_SV, temperature_S1, seeds_S, positions_S, floor_S1, 0, chunk)
+    return _choose(*parts)[1]
 
 
-def _top_floor(scores_CV: Tensor, top: TopCut) -> Tensor:
-    """The least score that stays, [C, 1].
-
-    A token stays while the mass of the likelier ones is below top_p of the whole. Masses are fixed-point
-    integers, whose sums are exact in any order: a parallel float sum would depend on the number of rows.
-    """
-    if top.num_candidates < scores_CV.shape[-1]:
-        best_CK, order_CK = scores_CV.topk(top.num_candidates)
-    else:
-        best_CK, order_CK = scores_CV.sort(descending=True)
-    kth_C1 = best_CK.gather(-1, top.top_k_C1 - 1)
-    largest_C1 = best_CK[:, :1].clamp(min=torch.finfo(torch.float32).min)  # -inf - -inf would be NaN
-    mass_CV = ((scores_CV - largest_C1) / top.temperature_C1).exp_().mul_(MASS_SCALE).long()
-    mass_CV.masked_fill_(scores_CV < kth_C1, 0)
-    mass_CK = mass_CV.gather(-1, order_CK)
-    likelier_CK = mass_CK.cumsum(-1).sub_(mass_CK)
-    limit_C1 = mass_CV.sum(-1, keepdim=True).double() * top.top_p_C1
-    limit_C1.masked_fill_(top.top_p_C1 >= 1, math.inf)
-    num_kept_C1 = (likelier_CK.double() < limit_C1).sum(-1, keepdim=True).clamp_(min=1)
-    return torch.maximum(best_CK.gather(-1, num_kept_C1 - 1), kth_C1)
-
-
-def gumbel_noise(seeds_S: Tensor, positions_S: Tensor, vocab_size: int, first_token: int = 0) -> Tensor:
-    """Standard Gumbel noise, float32 [S, V], for token ids from `first_token` on.
-
-    Token i gets the i-th output of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
-    Generators, OOPSLA 2014) started at key(seed, position). Its top 24 bits, the lowest of them set, make u:
-    exact in float32 and never 0 or 1, so g = -log(-log(u)) is finite (-2.82 to 16.64). The grain of u is also
-    the limit of what can be drawn: a token far below 2**-24 in probability never is.
-    """
-    ids_V = torch.arange(first_token, first_token + vocab_size, device=seeds_S.device)
-    state_SV = noise_key(seeds_S, positions_S)[:, None] + (ids_V + 1) * GOLDEN
-    bits_SV = _scramble_(state_SV).bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).bitwise_or_(1)
-    return bits_SV.float().mul_(2.0**-24).log_().neg_().log_().neg_()
+def sample_shard(
+    logits_SV: Tensor,
+    *,
+    first_token: int,
+    temperature_S1: Tensor | None = None,
+    seeds_S: Tensor | None = None,
+    positions_S: Tensor | None = None,
+    floor_S1: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `reference_sample.sample_shard` -> (values_S, ids_S); chunk and errors as in `sample`."""
+    check_logits("sample_shard", logits_SV)
+    if temperature_S1 is None:
+        floor_S1 = None
+    elif floor_S1 is not None:
+        check_column("sample_shard", "floor", floor_S1, len(logits_SV), torch.float32, logits_SV)
+    return _choose(
+        *_draw("sample_shard", logits_SV, temperature_S1, seeds_S, positions_S, floor_S1, first_token, chunk)
+    )
 
 
-def noise_key(seeds_S: Tensor, positions_S: Tensor) -> Tensor:
-    """int64 [S]: output number `position` of the SplitMix64 that starts at `seed`'s first output."""
-    return splitmix64(splitmix64(seeds_S) + positions_S * GOLDEN)
+def choose(values_RS: Tensor, ids_RS: Tensor) -> Tensor:
+    """As `reference_sample.choose` -> int64 [S]. Raises ValueError for shapes that do not fit each other."""
+    if values_RS.ndim != 2 or values_RS.dtype != torch.float32 or not len(values_RS):
+        found = f"{values_RS.dtype} {list(values_RS.shape)}"
+        raise ValueError(f"choose: values must be float32 [ranks, rows], got {found}")
+    if ids_RS.shape != values_RS.shape or ids_RS.dtype != torch.int64 or ids_RS.device != values_RS.device:
+        shape = f"{list(values_RS.shape)} on {values_RS.device}"
+        raise ValueError(
+            f"choose: ids must be int64 {shape}, got {ids_RS.dtype} {list(ids_RS.shape)} on {ids_RS.device}"
+        )
+    return _choose(values_RS, ids_RS)[1]
 
 
-def splitmix64(state: Tensor) -> Tensor:
-    """The output of SplitMix64 after `state`, elementwise; int64 standing for 64 unsigned bits."""
-    mixed = _scramble_(state + GOLDEN)
-    return mixed ^ _shift_right(mixed, 31)
+def _draw(
+    op: str,
+    logits_SV: Tensor,
+    temperature_S1: Tensor | None,
+    seeds_S: Tensor | None,
+    positions_S: Tensor | None,
+    floor_S1: Tensor | None,
+    first_token: int,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The best value and its id in each chunk of each row: [R, S]."""
+    num_rows, vocab_size = logits_SV.shape
+    if temperature_S1 is not None:
+        if seeds_S is None or positions_S is None:
+            raise ValueError(f"{op}: rows with a temperature need seeds and positions")
+        check_column(op, "temperature", temperature_S1, num_rows, torch.float32, logits_SV)
+        check_vector(op, "seeds", seeds_S, num_rows, logits_SV)
+        check_vector(op, "positions", positions_S, num_rows, logits_SV)
+    chunk = chunk or vocab_chunk(num_rows, vocab_size)
+    num_chunks = max(triton.cdiv(vocab_size, chunk), 1)
+    values_RS = torch.empty(num_chunks, num_rows, dtype=torch.float32, device=logits_SV.device)
+    ids_RS = torch.empty(num_chunks, num_rows, dtype=torch.int64, device=logits_SV.device)
+    if num_rows:
+        _draw_kernel[(num_rows, num_chunks)](
+            logits_SV,
+            temperature_S1,
+            seeds_S,
+            positions_S,
+            floor_S1,
+            values_RS,
+            ids_RS,
+            vocab_size,
+            first_token,
+            logits_SV.stride(0),
+            0 if temperature_S1 is None else temperature_S1.stride(0),
+            0 if floor_S1 is None else floor_S1.stride(0),
+            NOISY=temperature_S1 is not None,
+            HAS_FLOOR=floor_S1 is not None,
+            CHUNK=chunk,
+            num_warps=4,
+            **EXACT,
+        )
+    return values_RS, ids_RS
 
 
-def _scramble_(z: Tensor) -> Tensor:
-    """SplitMix64's finalizer in place, but for its last step, which leaves the top 31 bits as they are."""
-    z.bitwise_xor_(_shift_right(z, 30)).mul_(MULTIPLIER_1)
-    return z.bitwise_xor_(_shift_right(z, 27)).mul_(MULTIPLIER_2)
+def _choose(values_RS: Tensor, ids_RS: Tensor) -> tuple[Tensor, Tensor]:
+    num_parts, num_rows = values_RS.shape
+    values_S = torch.empty(num_rows, dtype=torch.float32, device=values_RS.device)
+    ids_S = torch.empty(num_rows, dtype=torch.int64, device=values_RS.device)
+    if num_rows:
+        _choose_kernel[(num_rows,)](
+            values_RS,
+            ids_RS,
+            values_S,
+            ids_S,
+            num_parts,
+            *values_RS.stride(),
+            *ids_RS.stride(),
+            PARTS=padded(num_parts, 1),
+            num_warps=1,
+        )
+    return values_S, ids_S
 
 
-def _shift_right(z: Tensor, num_bits: int) -> Tensor:
-    """A logical shift: torch's is arithmetic and would copy the sign down."""
-    return (z >> num_bits).bitwise_and_((1 << (64 - num_bits)) - 1)
+@triton.jit(do_not_specialize=["first_token", "temperature_row", "floor_row"])
+def _draw_kernel(
+    logits_ptr,
+    temperature_ptr,
+    seeds_ptr,
+    positions_ptr,
+    floor_ptr,
+    values_ptr,
+    ids_ptr,
+    vocab_size,
+    first_token,
+    logits_row,
+    temperature_row,
+    floor_row,
+    NOISY: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row, part = tl.program_id(0), tl.program_id(1)
+    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    score_V = load_scores(logits_ptr + row.to(tl.int64) * logits_row, id_V, id_V < vocab_size)
+    if NOISY:
+        temperature = tl.load(temperature_ptr + row * temperature_row)
+        random = temperature > 0
+        if HAS_FLOOR:
+            score_V = tl.where(score_V < tl.load(floor_ptr + row * floor_row), float("-inf"), score_V)
+            random = random & (tl.max(score_V, 0) > float("-inf"))  # most chunks lose all their tokens
+        if random:
+            key = noise_key(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+            score_V += temperature * gumbel(key, id_V.to(tl.int64) + first_token)
+    best, index = tl.max(score_V, 0, return_indices=True)
+    out = part * tl.num_programs(0) + row
+    tl.store(values_ptr + out, best)
+    tl.store(ids_ptr + out, (part * CHUNK + index).to(tl.int64) + first_token)
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def _choose_kernel(
+    values_ptr,
+    ids_ptr,
+    value_ptr,
+    id_ptr,
+    num_parts,
+    values_part,
+    values_row,
+    ids_part,
+    ids_row,
+    PARTS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    part_R = tl.arange(0, PARTS)
+    there_R = part_R < num_parts
+    value_R = tl.load(values_ptr + part_R * values_part + row * values_row, mask=there_R, other=float("-inf"))
+    id_R = tl.load(ids_ptr + part_R * ids_part + row * ids_row, mask=there_R, other=0x7FFFFFFFFFFFFFFF)
+    best = tl.max(value_R, 0)
+    tl.store(value_ptr + row, best)
+    tl.store(id_ptr + row, tl.min(tl.where(value_R == best, id_R, 0x7FFFFFFFFFFFFFFF), 0))

@@ -93,6 +93,13 @@ def heads_a_program(head_dim: int, rotated: int, num_heads: int, dtype: torch.dt
     return min(heads, padded(num_heads, 1)), num_warps
 
 
+def vocab_chunk(num_rows: int, vocab_size: int) -> int:
+    """Tokens that a program of the op `sample` takes: 8 values a thread keep 64-bit hashes in registers; with
+    rows enough for every multiprocessor many times over, twice that halves what is left to choose among.
+    """
+    return 2048 if num_rows * vocab_size > 1 << 21 else 1024
+
+
 def padded(size: int, least: int = 16) -> int:
     """The power of two that a tile of `size` takes up; a matrix product takes no less than `least`."""
     return max(least, 1 << (size - 1).bit_length())

@@ -10,18 +10,25 @@ import pytest
 import torch
 
 from attention_cases import HEADS, VARIANTS
-from attention_checks import check_decode, check_prefill
+from attention_checks import check_decode, check_prefill, check_prefill_dense
 
 pytestmark = pytest.mark.gpu
 GPU: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
 CHUNKS = [(70, 70), (1, 400), (0, 33), (300, 900), (1, 1), (513, 513)]
 LENGTHS = [1, 400, 0, 16, 900, 2049]
+PAIRS = [(70, 70), (1, 400), (0, 33), (300, 900), (3, 0), (513, 200), (513, 513)]
 
 
 def prefill(*arguments: Any, **options: Any) -> None:
     from headway_kernels.gpu import flash_prefill
 
     check_prefill(flash_prefill, *arguments, **GPU | options)
+
+
+def dense(*arguments: Any, **options: Any) -> None:
+    from headway_kernels.gpu import flash_prefill_dense
+
+    check_prefill_dense(flash_prefill_dense, *arguments, **GPU | options)
 
 
 def decode(*arguments: Any, **options: Any) -> None:
@@ -35,6 +42,29 @@ def decode(*arguments: Any, **options: Any) -> None:
 def test_every_variant_and_grouping(heads: str, variant: str) -> None:
     prefill(CHUNKS, HEADS[heads], variant, head_dim=128)
     decode(LENGTHS, HEADS[heads], variant, head_dim=128)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+def test_without_causality(variant: str) -> None:
+    prefill(CHUNKS, HEADS["ragged"], variant, head_dim=128, causal=False)
+    prefill([(70, 70), (1500, 1500), (0, 0)], HEADS["ragged"], variant, head_dim=64, causal=False)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+def test_dense_rows(variant: str, causal: bool) -> None:
+    dense(PAIRS, HEADS["ragged"], variant, head_dim=128, causal=causal)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+def test_dense_rows_of_other_head_sizes(head_dim: int) -> None:
+    dense(PAIRS, HEADS["GQA"], head_dim=head_dim)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+def test_several_queries_a_sequence(variant: str) -> None:
+    decode(LENGTHS, HEADS["ragged"], variant, head_dim=128, num_queries=4)
+    decode(LENGTHS, HEADS["MQA, more heads than a tile has rows"], variant, num_queries=2)
 
 
 @pytest.mark.parametrize("variant", ["plain", "all of them"])

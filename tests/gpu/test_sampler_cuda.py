@@ -35,8 +35,14 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+def on_gpu(num_tokens: int, num_rows: int) -> Sampler:
+    from headway_kernels import gpu
+
+    return Sampler(vocab_size=num_tokens, max_num_rows=num_rows, device=torch.device("cuda"), ops=gpu)
+
+
 def make_sampler(*numbers: int) -> Sampler:
-    sampler = Sampler(vocab_size=NUM_TOKENS, max_num_rows=len(PARAMS), device=torch.device("cuda"))
+    sampler = on_gpu(NUM_TOKENS, len(PARAMS))
     for number in numbers:
         sampler.admit(
             Admission(
@@ -80,7 +86,7 @@ def test_steps_are_launched_without_waiting_for_the_device(no_waiting: None) -> 
 
 @pytest.mark.parametrize("num_tokens", [33, 2_000, 128_256, 300_001])
 def test_the_lowest_id_wins_a_tie(num_tokens: int) -> None:
-    sampler = Sampler(vocab_size=num_tokens, max_num_rows=64, device=torch.device("cuda"))
+    sampler = on_gpu(num_tokens, 64)
     for row in range(64):
         sampling = SamplingParams(temperature=0.0 if row < 32 else 1.0, top_k=row // 32)
         sampler.admit(Admission(row=row, token_ids=(1,), num_prompt_tokens=1, sampling=sampling, seed=row))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from headway_kernels import reference
+from headway_kernels import reference, reference_attention
 
 
 def test_a_batch_larger_than_the_bound_is_decoded_in_pieces_with_the_same_result(
@@ -23,5 +23,5 @@ def test_a_batch_larger_than_the_bound_is_decoded_in_pieces_with_the_same_result
         "scale": 0.3,
     }
     whole = reference.paged_decode(q_BQD, k_pool, v_pool, **batch)
-    monkeypatch.setattr(reference, "DECODE_BYTES", 2 * reference.decode_bytes(k_pool, max(lengths)))
+    monkeypatch.setattr(reference_attention, "DECODE_BYTES", 2 * reference.decode_bytes(k_pool, max(lengths)))
     torch.testing.assert_close(reference.paged_decode(q_BQD, k_pool, v_pool, **batch), whole)

@@ -24,6 +24,13 @@ def test_every_variant_over_ragged_groups(variant: str, dtype: torch.dtype) -> N
     check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, dtype=dtype, tile=SMALL)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_without_causality(variant: str) -> None:
+    """Every query sees its whole context; a window and ALiBi count distance to either side."""
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, tile=SMALL, causal=False)
+
+
 @pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
 def test_groups_of_any_size_fill_a_tile(heads: str) -> None:
     torch.manual_seed(0)
@@ -36,10 +43,20 @@ def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     check_prefill(flash_prefill, [(3, 3), (9, 150)], (0, 2), head_dim=head_dim, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
-def test_tiles_fetched_as_boxes(variant: str) -> None:
+def test_tiles_fetched_as_boxes(variant: str, causal: bool) -> None:
     torch.manual_seed(0)
-    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, head_dim=80, page_size=32, tile=BOXES)
+    check_prefill(
+        flash_prefill,
+        CHUNKS,
+        HEADS["ragged"],
+        variant,
+        head_dim=80,
+        page_size=32,
+        tile=BOXES,
+        causal=causal,
+    )
 
 
 @pytest.mark.parametrize("page_size", [16, 24])
@@ -64,14 +81,24 @@ def test_a_long_prompt_is_copied_into_larger_pages_first(page_size: int) -> None
     ).filter(lambda lengths: any(new for new, _ in lengths)),
     page_size=st.sampled_from([16, 24, 64]),
     variant=st.sampled_from(sorted(VARIANTS)),
+    causal=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_any_lengths_and_page_sizes(
-    lengths: list[tuple[int, int]], page_size: int, variant: str, seed: int
+    lengths: list[tuple[int, int]], page_size: int, variant: str, causal: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    chunks = [(new, new + old) for new, old in lengths]
-    check_prefill(flash_prefill, chunks, (0, 3, 4), variant, head_dim=16, page_size=page_size, tile=SMALL)
+    check_prefill(
+        flash_prefill,
+        [(new, new + old) for new, old in lengths],
+        (0, 3, 4),
+        variant,
+        head_dim=16,
+        page_size=page_size,
+        tile=SMALL,
+        causal=causal,
+        check_values=True,
+    )
 
 
 def test_arguments_that_do_not_fit_are_named() -> None:
@@ -89,7 +116,11 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         ({"page_table_SP": torch.zeros(1, 4)}, "page_table must be int32"),
         ({"group_bounds": (0, 2, 5)}, "group_bounds must go from 0 to 4"),
         ({"group_bounds": (0, 4)}, r"k_pool must be \[pages, 1, page_size, 64\]"),
+        ({"query_starts": torch.tensor([0, 1, 3]).int()}, r"query_starts must be int32 \[2\]"),
         ({"scale": 0.0}, "scale must be positive, got 0.0"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"out_TQD": torch.zeros(3, 4, 32)}, r"out must be torch\.float32 \[3, 4, 64\]"),
+        ({"lse_TQ": torch.zeros(3, 4).double()}, r"lse must be torch\.float32 \[3, 4\]"),
         ({"sinks_Q": torch.zeros(3)}, r"sinks_Q must be \[4\]"),
     ]:
         with pytest.raises(ValueError, match=f"flash_prefill: {message}"):

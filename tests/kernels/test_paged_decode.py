@@ -1,5 +1,7 @@
 """Paged decode in Triton's interpreter: float32 and float16, against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +28,23 @@ def test_every_variant_over_ragged_groups(variant: str, dtype: torch.dtype) -> N
     )
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_with_several_queries_a_sequence(variant: str) -> None:
+    """Sequences shorter than their queries too: what stands before the start sees nothing, and is zero."""
+    torch.manual_seed(0)
+    check_decode(
+        paged_decode,
+        plan_decode,
+        LENGTHS,
+        HEADS["ragged"],
+        variant,
+        num_queries=3,
+        tile=SMALL,
+        num_programs=5,
+        check_values=True,
+    )
+
+
 @pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
 def test_groups_of_any_size(heads: str) -> None:
     torch.manual_seed(0)
@@ -43,11 +62,12 @@ def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, 90]), min_size=1, max_size=6),
     page_size=st.sampled_from([16, 24, 64]),
     variant=st.sampled_from(sorted(VARIANTS)),
+    num_queries=st.integers(1, 8),
     num_programs=st.integers(1, 40),
     seed=st.integers(0, 2**16),
 )
 def test_any_lengths_dealt_to_any_number_of_programs(
-    lengths: list[int], page_size: int, variant: str, num_programs: int, seed: int
+    lengths: list[int], page_size: int, variant: str, num_queries: int, num_programs: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     check_decode(
@@ -58,8 +78,10 @@ def test_any_lengths_dealt_to_any_number_of_programs(
         variant,
         head_dim=16,
         page_size=page_size,
+        num_queries=num_queries,
         tile=SMALL,
         num_programs=num_programs,
+        check_values=True,
     )
 
 
@@ -67,10 +89,11 @@ def test_any_lengths_dealt_to_any_number_of_programs(
 @given(
     lengths=st.lists(st.integers(0, 300), min_size=1, max_size=9),
     window=st.sampled_from([None, 1, 16, 50]),
+    num_queries=st.sampled_from([1, 4]),
     num_programs=st.integers(1, 30),
 )
 def test_a_plan_says_where_each_equal_share_begins(
-    lengths: list[int], window: int | None, num_programs: int
+    lengths: list[int], window: int | None, num_queries: int, num_programs: int
 ) -> None:
     plan = plan_decode(
         torch.tensor(lengths, dtype=torch.int32),
@@ -78,11 +101,13 @@ def test_a_plan_says_where_each_equal_share_begins(
         group=4,
         head_dim=64,
         dtype=torch.float32,
+        num_queries=num_queries,
         window=window,
         tile=SMALL,
         num_programs=num_programs,
     )
-    seen = [range(0 if window is None else max(0, length - window), length) for length in lengths]
+    reach = None if window is None else window + num_queries - 1
+    seen = [range(0 if reach is None else max(0, length - reach), length) for length in lengths]
     owners = [row for row, span in enumerate(seen) for _ in {position // 16 for position in span}]
     starts = plan.tile_starts.tolist()
     assert starts == [sum(owner < row for owner in owners) for row in range(len(lengths) + 1)]
@@ -92,18 +117,37 @@ def test_a_plan_says_where_each_equal_share_begins(
             assert row == owners[worker * each % len(owners)]
 
 
-def test_a_plan_for_another_window_is_refused() -> None:
+def test_a_plan_of_another_step_and_arguments_that_do_not_fit_are_named() -> None:
     lengths, pool = torch.tensor([3], dtype=torch.int32), torch.zeros(1, 1, 16, 64)
-    plan = plan_decode(lengths, num_kv_heads=1, group=2, head_dim=64, dtype=torch.float32, window=8)
-    with pytest.raises(ValueError, match="plan must be for a window of None, got one of 8"):
-        paged_decode(
-            torch.zeros(1, 2, 64),
-            pool,
-            pool,
-            page_table_BP=torch.zeros(1, 1, dtype=torch.int32),
-            context_lens_B=lengths,
-            max_context_len=3,
-            group_bounds=(0, 2),
-            scale=1.0,
-            plan=plan,
-        )
+    heads: dict[str, Any] = {"num_kv_heads": 1, "group": 2, "head_dim": 64, "dtype": torch.float32}
+    arguments: dict[str, Any] = {
+        "page_table_BP": torch.zeros(1, 1, dtype=torch.int32),
+        "context_lens_B": lengths,
+        "max_context_len": 3,
+        "group_bounds": (0, 2),
+        "scale": 1.0,
+    }
+    for wrong, message in [
+        ({"plan": plan_decode(lengths, **heads, window=8)}, "plan must be for window = None, got one for 8"),
+        (
+            {"plan": plan_decode(lengths, **heads, num_queries=2)},
+            "plan must be for num_queries = 1, got one for 2",
+        ),
+        (
+            {"plan": plan_decode(lengths.repeat(2), **heads)},
+            "plan must be for sequences = 1, got one for 2",
+        ),
+        (
+            {"plan": plan_decode(lengths, **heads | {"head_dim": 32})},
+            "plan must be for head_dim = 64, got one for 32",
+        ),
+        (
+            {"plan": plan_decode(lengths, **heads | {"group": 17})},
+            "plan must be for group = 2, got one for 17",
+        ),
+        ({"num_queries": 9}, "num_queries must be from 1 to 8, got 9"),
+        ({"num_queries": 2}, "q must be 2 tokens for each of 1 sequences"),
+        ({"lse_BQ": torch.zeros(1, 3)}, r"lse must be torch\.float32 \[1, 2\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"paged_decode: {message}"):
+            paged_decode(torch.zeros(1, 2, 64), pool, pool, **arguments | wrong)

@@ -1,6 +1,8 @@
-"""The op `sample`: whom the noise depends on, what it draws, and what the cuts and penalties leave."""
+"""`sample` in Triton's interpreter: the reference's tokens, whole or from shards, and its cuts."""
 
 import math
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,264 +10,299 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.generation import logits_process as oracle
 
-from headway_kernels.sample import TopCut, cut_, gumbel_noise, noise_key, penalise, sample, splitmix64
+pytest.importorskip("triton")
 
-NUM_TOKENS = 61  # no multiple of a vector's width
-CHI_SQUARE_LIMIT = {7: 24.3, 63: 103.4}  # by degrees of freedom, at p = 0.001
+from headway_kernels import reference
+from headway_kernels.log_softmax import log_softmax
+from headway_kernels.penalise import penalise_
+from headway_kernels.sample import choose, sample, sample_shard
+from headway_kernels.sample_floors import floors
+from sample_checks import check_floors, check_tokens, column, top_cut
 
-
-def make_logits(seed: int, num_rows: int = 1, num_tokens: int = NUM_TOKENS) -> Tensor:
-    return torch.randn(num_rows, num_tokens, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-def column(values: list[float]) -> Tensor:
-    return torch.tensor(values)[:, None]
-
-
-def top_cut(
-    places: list[int], temperature: list[float], top_k: list[int], top_p: list[float], num_tokens: int
-) -> TopCut:
-    top_k = [min(k or num_tokens, num_tokens) for k in top_k]
-    return TopCut(
-        places_C=torch.tensor(places),
-        temperature_C1=column(temperature),
-        top_k_C1=torch.tensor(top_k)[:, None],
-        top_p_C1=column(top_p),
-        num_candidates=max(top_k),
-    )
+# Overflow is meant where logits are huge or a temperature is tiny; numpy, which interprets, mentions it.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+SIZES = [(1, 16), (7, 16), (300, 128)]  # tokens, tokens a program takes
+BIG = {"chunk": 256, "block": 128}
 
 
-def draw(logits: Tensor, rows: list[dict[str, Any]]) -> list[int]:
-    """Sample with one dict of parameters a row, the way a caller would put them together."""
-
-    def get(name: str, default: float) -> list[Any]:
-        return [row.get(name, default) for row in rows]
-
-    cuts = [i for i, row in enumerate(rows) if row.get("top_k") or row.get("top_p", 1.0) < 1]
-    chosen = [
-        [get(name, default)[i] for i in cuts]
-        for name, default in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0))
-    ]
-    return sample(
-        logits,
-        temperature_S1=column(get("temperature", 1.0)),
-        seeds_S=torch.tensor(get("seed", 0)),
-        positions_S=torch.tensor(get("position", 0)),
-        top=top_cut(cuts, *chosen, logits.shape[-1]) if cuts else None,
-        min_p_S1=column(get("min_p", 0.0)) if any(get("min_p", 0.0)) else None,
-    ).tolist()
+def make_logits(num_rows: int, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows of a wider tensor whose other values are NaN."""
+    torch.manual_seed(num_rows * 1000 + num_tokens)
+    wide = torch.full((num_rows, num_tokens + 3), math.nan)
+    wide[:, :num_tokens] = torch.randn(num_rows, num_tokens) * 3
+    return wide.to(dtype)[:, :num_tokens]
 
 
-# Noise
-
-
-def python_splitmix64(state: int) -> int:
-    mask = (1 << 64) - 1
-    z = (state + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)
-
-
-def test_splitmix64_gives_the_published_sequence_of_seed_1234567() -> None:
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    states = [(1234567 + i * 0x9E3779B97F4A7C15) & ((1 << 64) - 1) for i in range(4)]
-    signed = torch.tensor([s - (1 << 64) if s >> 63 else s for s in states])
-    assert [value & ((1 << 64) - 1) for value in splitmix64(signed).tolist()] == published
-
-
-@pytest.mark.parametrize(("seed", "position"), [(0, 0), (1, 0), (0, 1), ((1 << 63) - 1, 1 << 20), (-5, 77)])
-def test_noise_is_the_documented_function_of_seed_position_and_token(seed: int, position: int) -> None:
-    golden = 0x9E3779B97F4A7C15
-    key = python_splitmix64(python_splitmix64(seed) + position * golden)
-    uniform = [(python_splitmix64(key + i * golden) >> 40 | 1) / (1 << 24) for i in range(NUM_TOKENS)]
-    expected = torch.tensor([-math.log(-math.log(u)) for u in uniform])
-    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position]), NUM_TOKENS)[0]
-    torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-6)
-    assert noise_key(torch.tensor([seed]), torch.tensor([position])).item() % (1 << 64) == key
-
-
-def test_a_shard_of_the_vocabulary_draws_its_own_part_of_the_noise() -> None:
-    seeds, positions = torch.tensor([3, 4]), torch.tensor([10, 20])
-    whole = gumbel_noise(seeds, positions, NUM_TOKENS)
-    parts = [gumbel_noise(seeds, positions, 20), gumbel_noise(seeds, positions, 41, first_token=20)]
-    assert torch.equal(torch.cat(parts, dim=-1), whole)
-
-
-def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    expected = probabilities.double() * counts.sum()
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def draws(seeds: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
-    ones = torch.ones(len(seeds), 1)
-    return sample(
-        logits.expand(len(seeds), -1), temperature_S1=ones * 1.5, seeds_S=seeds, positions_S=positions
-    )
-
-
-@pytest.mark.parametrize("axis", ["positions", "seeds", "both"])
-def test_draws_over_positions_and_over_seeds_follow_the_softmax(axis: str) -> None:
-    logits, count = make_logits(1, num_tokens=8)[0] / 2, torch.arange(20_000)
-    fixed = torch.full_like(count, 5)
-    tokens = draws(fixed if axis == "positions" else count, fixed if axis == "seeds" else count, logits)
-    counts = torch.bincount(tokens, minlength=8)
-    assert chi_square(counts, (logits / 1.5).softmax(-1)) < CHI_SQUARE_LIMIT[7]
-    assert chi_square(counts, logits.softmax(-1)) > CHI_SQUARE_LIMIT[7], "the check must see a wrong law"
-
-
-@pytest.mark.parametrize("step", [(0, 1), (1, 0), (1, -1)])
-def test_neighbouring_positions_and_seeds_draw_independently(step: tuple[int, int]) -> None:
-    logits = make_logits(2, num_tokens=8)[0] / 3
-    seeds = torch.arange(200).repeat_interleave(200)
-    positions = torch.arange(200).repeat(200) + 1
-    first, second = draws(seeds, positions, logits), draws(seeds + step[0], positions + step[1], logits)
-    law = (logits / 1.5).softmax(-1)
-    pairs = torch.bincount(first * 8 + second, minlength=64)
-    assert chi_square(pairs, torch.outer(law, law).flatten()) < CHI_SQUARE_LIMIT[63]
-
-
-# Whom a token depends on
-
-ROW = st.fixed_dictionaries(
-    {
-        "temperature": st.sampled_from([0.0, 1e-30, 1e-6, 0.7, 1.0, 100.0]),
-        "top_k": st.sampled_from([0, 0, 1, 2, 7, NUM_TOKENS, 1 << 20]),
-        "top_p": st.sampled_from([1.0, 1.0, 0.999, 0.5, 1e-6]),
-        "min_p": st.sampled_from([0.0, 0.0, 0.1, 1.0]),
-        "seed": st.integers(0, (1 << 63) - 1),
-        "position": st.integers(0, 1 << 20),
+def noise(num_rows: int) -> dict[str, Tensor]:
+    """Arguments of random rows, the first one greedy, with seeds and positions of all sizes."""
+    return {
+        "temperature_S1": column([0.0, 1.0, 0.3, 2.0, 1e-30][:num_rows]),
+        "seeds_S": torch.tensor([5, -1, (1 << 63) - 1, 12345678901234567, 0])[:num_rows],
+        "positions_S": torch.tensor([0, 1, 131_072, 1 << 20, 77])[:num_rows],
     }
-)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
-@given(rows=st.lists(ROW, min_size=1, max_size=9), data=st.data())
-def test_a_row_draws_the_same_token_alone_and_anywhere_in_any_batch(
-    rows: list[dict[str, Any]], data: st.DataObject
-) -> None:
-    logits = make_logits(len(rows), num_rows=len(rows)).bfloat16()  # bfloat16 has many ties
-    order = data.draw(st.permutations(range(len(rows))))
-    together = draw(logits, rows)
-    alone = [draw(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
-    permuted = draw(logits[order], [rows[i] for i in order])
-    assert together == alone
-    assert [permuted[order.index(i)] for i in range(len(rows))] == alone
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_tokens", "chunk"), [*SIZES, (1000, 512)])
+def test_greedy_rows_get_the_reference_s_token(num_tokens: int, chunk: int, dtype: torch.dtype) -> None:
+    logits = make_logits(3, num_tokens, dtype)
+    assert torch.equal(sample(logits, chunk=chunk), reference.sample(logits))
+
+
+@pytest.mark.parametrize(("num_tokens", "chunk"), [*SIZES, (1000, 512)])
+def test_random_rows_get_the_reference_s_token(num_tokens: int, chunk: int) -> None:
+    logits, options = make_logits(5, num_tokens), noise(5)
+    found = sample(logits, **options, chunk=chunk)
+    check_tokens(logits, found, **options)
+    assert found[0] == logits[0].argmax()
+
+
+def test_the_lowest_id_wins_a_tie_in_and_between_chunks() -> None:
+    logits = torch.zeros(3, 50)
+    logits[0, [17, 18, 49]] = logits[1, [3, 15, 16]] = 4.0
+    assert sample(logits, chunk=16).tolist() == [17, 3, 0]
+    greedy = noise(3) | {"temperature_S1": torch.zeros(3, 1)}
+    assert sample(logits, **greedy, chunk=16).tolist() == [17, 3, 0]
 
 
 BROKEN = {
-    "nan": torch.full((NUM_TOKENS,), math.nan),
-    "one nan": torch.arange(NUM_TOKENS).float().index_fill(0, torch.tensor(60), math.nan),
-    "inf": torch.full((NUM_TOKENS,), math.inf),
-    "-inf": torch.full((NUM_TOKENS,), -math.inf),
-    "huge": torch.full((NUM_TOKENS,), 3.4e38).index_fill(0, torch.tensor([1, 2]), -3.4e38),
+    "nan": torch.full((40,), math.nan),
+    "all but one nan": torch.full((40,), math.nan).index_fill(0, torch.tensor(37), -5.0),
+    "-inf": torch.full((40,), -math.inf),
+    "inf": torch.full((40,), math.inf).index_fill(0, torch.tensor([0, 1]), 3.0),
+    "huge": torch.full((40,), -3.4e38).index_fill(0, torch.tensor([20, 30]), 3.4e38),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-@pytest.mark.parametrize("row", [{}, {"temperature": 0.0}, {"top_p": 0.3}, {"top_k": 3, "min_p": 0.5}])
-def test_a_row_of_broken_logits_gets_some_token_and_its_neighbours_theirs(
-    kind: str, row: dict[str, Any]
-) -> None:
-    healthy, params = make_logits(3), {"top_p": 0.9, "seed": 11, "position": 4}
-    token, neighbour = draw(torch.cat([BROKEN[kind][None], healthy]), [row, params])
-    assert [neighbour] == draw(healthy, [params])
-    assert 0 <= token < NUM_TOKENS
-    if kind in ("nan", "-inf"):
-        assert token == 0
-    if kind == "one nan":
-        assert token < 60
+def test_rows_of_broken_logits_get_the_reference_s_token(kind: str) -> None:
+    logits = BROKEN[kind].expand(4, -1).contiguous()
+    options: dict[str, Any] = noise(4)
+    top = top_cut({1: (1.0, 3, 0.5), 2: (0.3, 0, 0.9), 3: (2.0, 7, 1.0)}, 40)
+    min_p = column([0.0, 0.1, 0.0, 1.0])
+    for cut in ({}, {"top": top, "min_p_S1": min_p}):
+        expected = reference.sample(logits, **options, **cut)
+        assert torch.equal(sample(logits, **options, **cut, chunk=32), expected)
+    assert torch.equal(sample(logits, chunk=32), reference.sample(logits))
 
 
-def test_logits_are_read_as_float32_and_left_as_they_are() -> None:
-    logits = make_logits(4, num_rows=2).bfloat16()
-    rows = [{"top_k": 5, "min_p": 0.2, "seed": 8}, {"temperature": 0.0}]
-    for given_logits in (logits, logits.float(), logits.double()):
-        before = given_logits.clone()
-        assert draw(given_logits, rows) == draw(logits.float(), rows)
-        assert torch.equal(given_logits, before)
+# Shards
 
 
-def test_the_lowest_id_wins_a_tie_on_greedy_rows_alone_and_beside_random_ones() -> None:
-    logits = torch.zeros(2, NUM_TOKENS)
-    logits[:, [17, 18, 59]] = 4.0
-    assert sample(logits).tolist() == [17, 17]
-    assert draw(logits, [{"temperature": 0.0}, {"temperature": 1.0}])[0] == 17
-
-
-# Cuts and penalties
-
-
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, max_examples=8)
 @given(
-    seed=st.integers(0, 1000),
-    temperature=st.floats(0.05, 20),
-    top_k=st.integers(0, NUM_TOKENS + 5),
-    top_p=st.floats(1e-6, 1),
-    min_p=st.floats(0, 1),
+    cuts=st.lists(st.integers(0, 90), max_size=3),
+    order=st.randoms(use_true_random=False),
+    random=st.booleans(),
 )
-def test_cuts_leave_the_tokens_that_transformers_leaves(
-    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
-) -> None:
-    scores = make_logits(seed)
-    expected = oracle.TemperatureLogitsWarper(temperature)(None, scores.double())
-    if top_k:
-        expected = oracle.TopKLogitsWarper(top_k)(None, expected)
-    expected = oracle.TopPLogitsWarper(top_p)(None, expected)
-    expected = oracle.MinPLogitsWarper(min_p)(None, expected)
-    cut_(
-        scores,
-        column([temperature]),
-        top_cut([0], [temperature], [top_k], [top_p], NUM_TOKENS),
-        column([min_p]),
-    )
-    assert torch.equal(scores > -math.inf, expected > -math.inf)
+def test_shards_choose_the_token_of_the_whole_row(cuts: list[int], order: Any, random: bool) -> None:
+    logits = make_logits(4, 90)
+    logits[:2] = logits[:2].round()  # ties, between shards too
+    logits[2] = -math.inf
+    options: dict[str, Any] = noise(4) if random else {}
+    cut = {"min_p_S1": column([0.2, 0.3, 0.1, 0.5])} if random else {}
+    if random:
+        floor = reference.floors(logits, temperature_S1=options["temperature_S1"], **cut)
+        options["floor_S1"] = floor
+    bounds = [0, *sorted(cuts), 90]
+    parts = list(pairwise(bounds))
+    order.shuffle(parts)
+    whole = reference.sample(logits, **noise(4) if random else {}, **cut)
+    ways = ((reference.sample_shard, reference.choose), (partial(sample_shard, chunk=32), choose))
+    for shard, pick in ways:
+        best = [shard(logits[:, low:high], first_token=low, **options) for low, high in parts]
+        values, ids = (torch.stack(column) for column in zip(*best, strict=True))
+        assert torch.equal(pick(values, ids), whole)
 
 
-def test_tokens_tied_with_the_last_one_kept_are_kept() -> None:
-    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
-    cut_(scores, column([1.0]), top_cut([0], [1.0], [2], [1.0], 6), None)
-    assert (scores > -math.inf).tolist() == [[False, True, True, True, True, False]]
+# Cuts
 
 
-def test_top_p_1_keeps_even_tokens_whose_mass_rounds_to_nothing() -> None:
-    scores = torch.tensor([[0.0, -500.0, -400.0, -600.0]])
-    cut_(scores, column([1.0]), top_cut([0], [1.0], [3], [1.0], 4), None)
-    assert (scores > -math.inf).tolist() == [[True, True, True, False]]
+ROW = st.tuples(
+    st.sampled_from([1e-30, 0.05, 0.7, 1.0, 3.0, 100.0]),
+    st.sampled_from([0, 0, 1, 2, 7, 20, 60, 1000]),
+    st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01, 1e-6, 0.0]),
+)
+SHAPES = ["normal", "few values", "flat", "peaked", "with -inf", "tiny", "zeros of both signs"]
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+def shaped(kind: str, seed: int, num_rows: int, num_tokens: int) -> Tensor:
+    logits = torch.randn(num_rows, num_tokens, generator=torch.Generator().manual_seed(seed)) * 3
+    if kind == "few values":
+        return logits.round()
+    if kind == "flat":
+        return logits * 0 - 1.5
+    if kind == "peaked":
+        return logits + 30 * (torch.arange(num_tokens) == seed % num_tokens)
+    if kind == "with -inf":
+        return logits.masked_fill(logits > 1, -math.inf)
+    if kind == "tiny":
+        return logits * 1e-6
+    if kind == "zeros of both signs":
+        return torch.where(logits > 2, logits, logits.sign() * 0.0)
+    return logits
+
+
+@settings(derandomize=True, max_examples=40)
 @given(
-    seed=st.integers(0, 1000),
-    repetition=st.sampled_from([0.01, 0.5, 1.0, 1.3, 100.0]),
-    presence=st.floats(-2, 2),
-    frequency=st.floats(-2, 2),
-    prompt=st.lists(st.integers(0, NUM_TOKENS - 1), max_size=30),
-    output=st.lists(st.integers(0, NUM_TOKENS - 1), max_size=30),
+    kind=st.sampled_from(SHAPES),
+    seed=st.integers(0, 99),
+    rows=st.lists(st.one_of(st.none(), ROW), min_size=1, max_size=2),
+    num_tokens=st.sampled_from([1, 5, 61]),
+    min_p=st.sampled_from([None, 0.0, 0.1, 1.0]),
 )
-def test_penalties_are_what_a_plain_loop_and_transformers_give(
-    seed: int, repetition: float, presence: float, frequency: float, prompt: list[int], output: list[int]
+def test_cuts_leave_the_tokens_that_the_reference_leaves(
+    kind: str, seed: int, rows: list[Any], num_tokens: int, min_p: float | None
 ) -> None:
-    logits = make_logits(seed)
-    expected = logits[0].tolist()
-    for token in {*prompt, *output}:
-        expected[token] *= 1 / repetition if expected[token] > 0 else repetition
-    if prompt or output:
-        ids = torch.tensor([prompt + output])
-        repeated = oracle.RepetitionPenaltyLogitsProcessor(repetition)(ids, logits.clone())[0]
-        torch.testing.assert_close(torch.tensor(expected), repeated)
-    for token in output:
-        expected[token] -= frequency
-    for token in set(output):
-        expected[token] -= presence
-    found = penalise(
-        logits,
-        repetition_P1=column([repetition]),
-        presence_P1=column([presence]),
-        frequency_P1=column([frequency]),
-        in_prompt_PV=torch.tensor([[token in prompt for token in range(NUM_TOKENS)]]),
-        num_in_output_PV=torch.tensor([[output.count(token) for token in range(NUM_TOKENS)]]),
-    )
-    torch.testing.assert_close(found, torch.tensor([expected]), rtol=1e-4, atol=1e-4)
+    logits = shaped(kind, seed, len(rows), num_tokens)
+    cut = {place: row for place, row in enumerate(rows) if row is not None}
+    if not cut and min_p is None:
+        return
+    top = top_cut(cut, num_tokens) if cut else None
+    temperature = column([row[0] if row else 0.0 for row in rows])
+    least = None if min_p is None else column([min_p] * len(rows))
+    check_floors(floors, logits, temperature, top, least, chunk=32, block=16)
+
+
+def test_cuts_of_a_larger_vocabulary_whose_lists_take_several_blocks() -> None:
+    logits = make_logits(4, 1000)
+    logits[1] /= 10
+    top = top_cut({3: (1.0, 50, 0.9), 0: (1.0, 0, 0.9), 1: (1.0, 300, 0.5), 2: (1.0, 10, 1.0)}, 1000)
+    check_floors(floors, logits, torch.ones(4, 1), top, None, **BIG)
+
+
+def test_the_check_finds_a_floor_that_is_one_token_off() -> None:
+    logits = make_logits(1, 200)
+    for top_k, top_p in ((20, 1.0), (0, 0.9), (20, 0.9)):
+        top = top_cut({0: (1.0, top_k, top_p)}, 200)
+
+        def wrong(logits_SV: Tensor, **arguments: Any) -> Tensor:
+            kept = int((logits_SV >= reference.floors(logits_SV, **arguments)).sum())
+            return logits_SV.sort(descending=True).values[:, kept : kept + 1]
+
+        with pytest.raises(AssertionError, match="row 0: floor"):
+            check_floors(wrong, logits, torch.ones(1, 1), top, None)
+
+
+def test_a_row_without_cuts_has_no_floor_and_a_row_with_cuts_has_it_alone_or_in_company() -> None:
+    logits, rows = make_logits(3, 200), {2: (1.0, 20, 0.8), 0: (0.7, 0, 0.6)}
+    together = floors(logits, temperature_S1=torch.ones(3, 1), top=top_cut(rows, 200), **BIG)
+    assert together[1] == -math.inf
+    for place, row in rows.items():
+        own = logits[place : place + 1]
+        alone = floors(own, temperature_S1=torch.ones(1, 1), top=top_cut({0: row}, 200), chunk=64, block=32)
+        assert torch.equal(alone[0], together[place])
+
+
+def test_a_cut_row_samples_among_what_is_left() -> None:
+    logits, options = make_logits(3, 200), noise(3)
+    top, min_p = top_cut({1: (1.0, 20, 0.8)}, 200), column([0.0, 0.0, 0.3])
+    found = sample(logits, **options, top=top, min_p_S1=min_p, chunk=64)
+    floor = reference.floors(logits, temperature_S1=options["temperature_S1"], top=top, min_p_S1=min_p)
+    check_tokens(logits, found, **options, floor_S1=floor)
+
+
+# Penalties and log-probabilities
+
+
+@pytest.mark.parametrize("num_tokens", [1, 61, 300])
+def test_penalties_equal_the_reference_s_bit_for_bit(num_tokens: int) -> None:
+    logits = make_logits(4, num_tokens).contiguous()
+    tables = {
+        "in_prompt_RV": torch.rand(6, num_tokens) < 0.3,
+        "num_in_output_RV": torch.randint(3, (6, num_tokens), dtype=torch.int32),
+    }
+    columns = torch.tensor([[1.3, 0.5, -0.7], [0.01, -2.0, 2.0], [1.0, 0.0, 0.0]])
+    options = {
+        "places_P": torch.tensor([3, 0, 1]),
+        "rows_P": torch.tensor([0, 5, 2]),
+        "repetition_P1": columns[:, 0:1],
+        "presence_P1": columns[:, 1:2],
+        "frequency_P1": columns[:, 2:3],
+        **tables,
+    }
+    found, expected = logits.clone(), logits.clone()
+    penalise_(found, **options, chunk=128)
+    reference.penalise_(expected, **options)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[2], logits[2])
+    assert not torch.equal(found[3], logits[3]) or num_tokens == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_tokens", "chunk"), SIZES)
+def test_log_probabilities_are_as_exact_as_pytorch_s(num_tokens: int, chunk: int, dtype: torch.dtype) -> None:
+    logits, places = make_logits(4, num_tokens, dtype), torch.tensor([2, 0])
+    exact = logits[places].double().log_softmax(-1)
+    found = log_softmax(logits, places, chunk=chunk)
+    own_error = (reference.log_softmax(logits, places) - exact).abs().max()
+    assert (found - exact).abs().max() <= 2 * own_error + 1e-6
+
+
+def test_log_probabilities_of_broken_rows_are_the_reference_s() -> None:
+    logits = torch.stack([*BROKEN.values()])
+    places = torch.arange(len(BROKEN))
+    found = log_softmax(logits, places, chunk=64)
+    torch.testing.assert_close(found, reference.log_softmax(logits, places))
+
+
+# No rows, and arguments that do not fit
+
+
+def test_no_rows_get_no_tokens() -> None:
+    none, places = torch.empty(0, 9), torch.empty(0, dtype=torch.int64)
+    options = noise(0) | {"temperature_S1": torch.empty(0, 1)}
+    assert sample(none).shape == sample(none, **options).shape == (0,)
+    assert sample(none, **options, min_p_S1=torch.empty(0, 1)).shape == (0,)
+    assert log_softmax(torch.zeros(2, 9), places).shape == (0, 9)
+
+
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    (r"sample: temperature must be torch.float32 \[2, 1\] on cpu, got", {"temperature_S1": torch.ones(2)}),
+    (r"sample: seeds must be int64 \[2\] on cpu, dense, got torch.int32", {"seeds_S": torch.zeros(2).int()}),
+    (r"sample: positions must be int64 \[2\]", {"positions_S": torch.zeros(3).long()}),
+    (r"sample: rows with a temperature need seeds and positions", {"seeds_S": None}),
+    (r"floors: min_p must be torch.float32 \[2, 1\]", {"min_p_S1": torch.ones(2, 2)}),
+    (r"floors: top.top_k must be torch.int64", {"top": "int32"}),
+]
+
+
+@pytest.mark.parametrize(("message", "wrong"), WRONG)
+def test_an_argument_that_does_not_fit_is_named(message: str, wrong: dict[str, Any]) -> None:
+    if "top" in wrong:
+        top = top_cut({0: (1.0, 2, 1.0)}, 9)
+        object.__setattr__(top, "top_k_C1", top.top_k_C1.int())
+        wrong = {"top": top}
+    with pytest.raises(ValueError, match=message):
+        sample(torch.zeros(2, 9), **noise(2) | wrong)
+
+
+def test_logits_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"sample: logits must be \[rows, vocabulary\] .* got torch.float64"):
+        sample(torch.zeros(2, 9).double())
+    with pytest.raises(ValueError, match="vocabulary dense, got"):
+        sample(torch.zeros(9, 2).T)
+    with pytest.raises(ValueError, match="sample: logits must have a vocabulary"):
+        sample(torch.zeros(2, 0))
+    with pytest.raises(ValueError, match=r"choose: ids must be int64 \[2, 3\]"):
+        choose(torch.zeros(2, 3), torch.zeros(2, 3).int())
+    with pytest.raises(ValueError, match=r"choose: values must be float32 \[ranks, rows\]"):
+        choose(torch.zeros(0, 3), torch.zeros(0, 3).long())
+
+
+def test_penalties_that_do_not_fit_are_named() -> None:
+    column = torch.ones(1, 1)
+    options = {
+        "places_P": torch.zeros(1, dtype=torch.int64),
+        "rows_P": torch.zeros(1, dtype=torch.int64),
+        "repetition_P1": column,
+        "presence_P1": column,
+        "frequency_P1": column,
+        "in_prompt_RV": torch.zeros(1, 9, dtype=torch.bool),
+        "num_in_output_RV": torch.zeros(1, 9, dtype=torch.int32),
+    }
+    with pytest.raises(ValueError, match=r"penalise_: logits must be torch.float32 \[rows, 9\]"):
+        penalise_(torch.zeros(2, 9).half(), **options)
+    with pytest.raises(ValueError, match=r"penalise_: num_in_output must be torch.int32 \[rows, 9\]"):
+        penalise_(torch.zeros(2, 9), **options | {"num_in_output_RV": torch.zeros(1, 8).int()})

@@ -84,12 +84,17 @@ def naive(
     bounds: Sequence[int],
     scale: float,
     dtype: torch.dtype,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
     sinks_Q: Tensor | None = None,
     alibi_slopes_Q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out_TQD, lse_TQ) of the last T of the L positions, step by step in `dtype`."""
+    """(out_TQD, lse_TQ) of the last T of the L positions, step by step in `dtype`.
+
+    Where there are fewer positions than queries, the first queries stand before them; one that sees nothing
+    gives zeros.
+    """
     group = torch.tensor([high - low for low, high in pairwise(bounds)], device=q_TQD.device)
     q, k, v = (x.to(dtype).transpose(0, 1) for x in (q_TQD, k_LGD, v_LGD))
     k, v = (x.repeat_interleave(group, 0) for x in (k, v))
@@ -97,14 +102,17 @@ def naive(
     if softcap is not None:
         score = softcap * torch.tanh(score / softcap)
     key = torch.arange(len(k_LGD), device=q.device)
-    distance = key[len(k_LGD) - len(q_TQD) :, None] - key
+    query = torch.arange(len(k_LGD) - len(q_TQD), len(k_LGD), device=q.device)
+    away = (query[:, None] - key).abs()
     if alibi_slopes_Q is not None:
-        score = score - alibi_slopes_Q.to(dtype)[:, None, None] * distance
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        score = score - alibi_slopes_Q.to(dtype)[:, None, None] * away
+    seen = away >= 0 if window is None else away < window
+    if causal:
+        seen = seen & (key <= query[:, None])
     score = score.masked_fill(~seen, -torch.inf)
     sinks = torch.full((len(q),), -torch.inf, device=q.device) if sinks_Q is None else sinks_Q
     whole = torch.cat((score, sinks.to(dtype)[:, None, None].expand(-1, len(q_TQD), 1)), 2)
-    weights = whole.softmax(-1)[..., :-1]
+    weights = whole.softmax(-1)[..., :-1].masked_fill(~seen, 0.0)
     return (weights @ v).transpose(0, 1), whole.logsumexp(-1).transpose(0, 1)
 
 

@@ -23,13 +23,14 @@ def check_prefill(
     page_size: int = 16,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    causal: bool = True,
     **settings: Any,
 ) -> None:
     """lengths: (new tokens, tokens with them) of each sequence."""
     cache = _cache([context for _, context in lengths], bounds, page_size, head_dim, dtype, device)
     starts = torch.tensor([0, *(count for count, _ in lengths)]).cumsum(0).int()
     q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
-    options = options_of(variant, bounds[-1], dtype, device)
+    options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
     lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
     out_TQD = flash_prefill(
         q_TQD,
@@ -48,7 +49,54 @@ def check_prefill(
     )
     for row, (start, end) in enumerate(pairwise(starts.tolist())):
         part = slice(start, end)
-        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], cache, row, bounds, options)
+        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], cache.keys[row], cache.values[row], bounds, options)
+
+
+def check_prefill_dense(
+    flash_prefill_dense: Launch,
+    lengths: Sequence[tuple[int, int]],
+    bounds: Sequence[int],
+    variant: str = "plain",
+    *,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    causal: bool = True,
+    **settings: Any,
+) -> None:
+    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows that hold NaN
+    besides, as do rows before the first and behind the last.
+    """
+    starts, key_starts = (
+        torch.tensor([0, *(pair[side] for pair in lengths)]).cumsum(0).int() for side in (0, 1)
+    )
+    num_keys, num_heads = int(key_starts[-1]), len(bounds) - 1
+    wide = torch.full((num_keys + 80, 2, num_heads + 1, head_dim), torch.nan, device=device).to(dtype)
+    wide[40 : num_keys + 40, :, :num_heads] = torch.randn(num_keys, 2, num_heads, head_dim, device=device).to(
+        dtype
+    )
+    k_TGD, v_TGD = wide[40 : num_keys + 40, :, :num_heads].unbind(1)
+    q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
+    options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
+    lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
+    out_TQD = flash_prefill_dense(
+        q_TQD,
+        k_TGD,
+        v_TGD,
+        query_starts=starts.to(device),
+        key_starts=key_starts.to(device),
+        lengths=lengths,
+        group_bounds=bounds,
+        scale=SCALE,
+        out_TQD=torch.full_like(q_TQD, torch.nan),
+        lse_TQ=lse_TQ,
+        **options,
+        **settings,
+    )
+    spans = zip(pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True)
+    for (start, end), (key_start, key_end) in spans:
+        part, keys = slice(start, end), slice(key_start, key_end)
+        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], k_TGD[keys], v_TGD[keys], bounds, options)
 
 
 def check_decode(
@@ -62,11 +110,13 @@ def check_decode(
     page_size: int = 16,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    num_queries: int = 1,
+    check_values: bool = False,
     **settings: Any,
 ) -> None:
     """lengths: of each sequence's context. `settings` go to the planner."""
     cache = _cache(lengths, bounds, page_size, head_dim, dtype, device)
-    q_BQD = torch.randn(len(lengths), bounds[-1], head_dim, device=device).to(dtype)
+    q_BQD = torch.randn(len(lengths) * num_queries, bounds[-1], head_dim, device=device).to(dtype)
     options = options_of(variant, bounds[-1], dtype, device)
     lse_BQ = torch.full(q_BQD.shape[:2], torch.nan, device=device)
     context_lens_B = torch.tensor(lengths, dtype=torch.int32, device=device)
@@ -76,6 +126,7 @@ def check_decode(
         group=max(high - low for low, high in pairwise(bounds)),
         head_dim=head_dim,
         dtype=dtype,
+        num_queries=num_queries,
         window=options.get("window"),
         **settings,
     )
@@ -90,17 +141,16 @@ def check_decode(
         max_context_len=max(lengths),
         group_bounds=bounds,
         scale=SCALE,
+        num_queries=num_queries,
         plan=plan,
         out_BQD=torch.full_like(q_BQD, torch.nan),
         lse_BQ=lse_BQ,
+        check_values=check_values,
         **options,
     )
-    for row, length in enumerate(lengths):
-        part = slice(row, row + 1)
-        if length:
-            _judge(out_BQD[part], lse_BQ[part], q_BQD[part], cache, row, bounds, options)
-        else:
-            assert torch.equal(out_BQD[row], torch.zeros_like(out_BQD[row]))
+    for row in range(len(lengths)):
+        part = slice(row * num_queries, (row + 1) * num_queries)
+        _judge(out_BQD[part], lse_BQ[part], q_BQD[part], cache.keys[row], cache.values[row], bounds, options)
 
 
 def _cache(
@@ -125,12 +175,12 @@ def _judge(
     out_TQD: Tensor,
     lse_TQ: Tensor,
     q_TQD: Tensor,
-    cache: Cache,
-    row: int,
+    k_LGD: Tensor,
+    v_LGD: Tensor,
     bounds: Sequence[int],
     options: dict[str, Any],
 ) -> None:
-    inputs = (q_TQD, cache.keys[row], cache.values[row])
+    inputs = (q_TQD, k_LGD, v_LGD)
     exact, exact_lse = naive(*inputs, bounds=bounds, scale=SCALE, dtype=torch.float64, **options)
     plain, _ = naive(*inputs, bounds=bounds, scale=SCALE, dtype=_plain_dtype(out_TQD), **options)
     assert_as_exact(out_TQD, plain.to(out_TQD.dtype), exact)

@@ -67,7 +67,10 @@ COMMANDS = dict(commands(typer.main.get_command(app), "headway"))
 
 def test_every_command_of_the_design_is_there() -> None:
     expected = {"demo", "serve", "generate", "chat", "plan", "bench"}
-    expected |= {f"bench {name}" for name in ("latency", "throughput", "tp", "attention", "kernels", "idle")}
+    expected |= {
+        f"bench {name}"
+        for name in ("latency", "throughput", "tp", "attention", "kernels", "all-reduce", "idle")
+    }
     assert {name.removeprefix("headway ") for name in COMMANDS} == expected
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headway.cli.bench_gpu import attention, kernels
+from headway.cli.bench_gpu import all_reduce, attention, kernels
 from headway.cli.figures import Output, check_output, or_dash, report
 from headway.core.errors import ConfigError, counted
 
@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure this machine; nothing here
 
 app.command()(attention)
 app.command()(kernels)
+app.command()(all_reduce)
 
 Model = Annotated[str, typer.Option(help="A folder in Hugging Face layout, a hub name, or demo.")]
 Device = Annotated[str, typer.Option(help="auto, cuda or cpu.")]

@@ -1,4 +1,4 @@
-"""`headway bench attention` and `kernels`: the operations on one GPU, beside other ways to do the same."""
+"""`headway bench attention`, `kernels`, `all-reduce`: operations on GPUs beside other ways to do the same."""
 
 from typing import Annotated
 
@@ -72,6 +72,20 @@ def kernels(
     columns = ("operation", "shape", "ours, us", "TB/s", "others, us", "relative to the best of them")
     told = [{"op": one.op, "shape": one.shape, "us": one.us} for one in figures]
     report(f"Operations on {device}, microseconds", columns, rows, told, output)
+
+
+def all_reduce(
+    ranks: Annotated[int, typer.Option(min=2, max=8, help="GPUs of this host, a process each.")] = 2,
+    output: Output = None,
+) -> None:
+    """The all-reduce of several GPUs: NCCL, torch's symmetric memory, and ours with and without the norm."""
+    check_output(output)
+    from headway.bench.all_reduce import CONTENDERS, SIZES, measure
+
+    us = measure(ranks)
+    rows = [(name, *(or_dash(us.get(name, {}).get(size), "{:.1f}") for size in SIZES)) for name in CONTENDERS]
+    columns = ("way", *(f"{size >> 10} KB" for size in SIZES))
+    report(f"All-reduce over {ranks} GPUs in CUDA graphs, microseconds", columns, rows, us, output)
 
 
 def _gpu(what: str) -> str:

@@ -20,7 +20,8 @@ from headway.engine.loop import EngineLoop
 from headway.engine.processes import ProcessRanks, follow, watch
 from headway.link.server import ReplicaServer
 from headway.model.folder import resolve
-from headway.model.process_group import ProcessGroupCollectives, host_store, join_store
+from headway.model.peer_group import PeerCollectives
+from headway.model.process_group import host_store, join_store
 from headway.worker.rank import Rank
 from headway.worker.shard import Shard, pick_device
 
@@ -87,7 +88,7 @@ class ShardActor:
         else:
             self._channel = [join(rendezvous.endpoint, rendezvous.secret, self._rank, CHANNEL_TIMEOUT_S)]
             self._store = join_store(self._address(hosts[0]), rendezvous.store_port, CHANNEL_TIMEOUT_S)
-        self._collectives = ProcessGroupCollectives(
+        self._collectives = PeerCollectives(
             self._store,
             self._rank,
             len(hosts),

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (as everywhere)
 from torch import Tensor
 
 from headway.model.batch import ModelInput
@@ -69,7 +68,7 @@ class Attention:
         angles: (cos_TR, sin_TR) of each rotary embedding of the decoder.
         plans: of the step's decode part, by page group.
         """
-        qkv_TXD = F.linear(x_TH, self._qkv, self._qkv_bias).view(len(x_TH), -1, self._head_dim)
+        qkv_TXD = self._ops.linear(x_TH, self._qkv, self._qkv_bias).view(len(x_TH), -1, self._head_dim)
         if self._clip is not None:
             qkv_TXD = qkv_TXD.clamp(-self._clip, self._clip)
         q_TQD, k_TGD, v_TGD = qkv_TXD.split_with_sizes(self._sizes, 1)
@@ -88,7 +87,8 @@ class Attention:
             **self._each_head_norm,
         )
         out_TQD = self._attend(q_TQD, batch, k_pool, v_pool, plans)
-        return F.linear(out_TQD.flatten(1), self._o, self._o_bias)
+        out_TH: Tensor = self._ops.linear(out_TQD.flatten(1), self._o, self._o_bias)
+        return out_TH
 
     def _attend(
         self, q_TQD: Tensor, batch: ModelInput, k_pool: Tensor, v_pool: Tensor, plans: Sequence[Any]

@@ -127,7 +127,7 @@ class Decoder:
         """Attention beside the MLP: both read the same residual, and one sum over ranks serves both."""
         x_TH, residual_TH = layer.attn_norm(x_TH, residual_TH)
         mlp_x_TH = x_TH if self.spec.shared_norm else layer.mlp_norm(residual_TH, None)[0]
-        return self._sum(attend(x_TH) + layer.mlp(mlp_x_TH)), residual_TH
+        return self._sum(layer.mlp(mlp_x_TH, attend(x_TH))), residual_TH
 
     def _embed(self, batch: ModelInput) -> Tensor:
         x_TH = self._token_rows(batch.token_ids_T)
@@ -150,7 +150,7 @@ class Decoder:
     def _logits(self, x_TH: Tensor, residual_TH: Tensor | None, last_N: Tensor) -> Tensor:
         """Norm and head of the wanted tokens alone."""
         residual_NH = None if residual_TH is None else residual_TH[last_N]
-        logits_NV = F.linear(self.norm(x_TH[last_N], residual_NH)[0], self.head_VH)
+        logits_NV: Tensor = self._ops.linear(self.norm(x_TH[last_N], residual_NH)[0], self.head_VH)
         cap = self.spec.logits_softcap
         return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 

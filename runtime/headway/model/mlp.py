@@ -22,11 +22,13 @@ class Mlp:
         self._up, self._up_bias = wide(params[f"{name}.weight"]), params.get(f"{name}.bias")
         self._down, self._down_bias = params["down.weight"], params.get("down.bias")
         self._activation = activation(spec, ops)
+        self._ops = ops
 
-    def __call__(self, x_TH: Tensor) -> Tensor:
-        """This rank's part of the sum over ranks -> [T, H]."""
-        x_TI = self._activation(F.linear(x_TH, self._up, self._up_bias))
-        return F.linear(x_TI, self._down, self._down_bias)
+    def __call__(self, x_TH: Tensor, beside_TH: Tensor | None = None) -> Tensor:
+        """This rank's part of the sum over ranks -> [T, H]; `beside_TH` is added to it."""
+        x_TI = self._activation(self._ops.linear(x_TH, self._up, self._up_bias))
+        out_TH: Tensor = self._ops.linear(x_TI, self._down, self._down_bias, beside_TH)
+        return out_TH
 
 
 class ExpertMlp:
@@ -45,11 +47,11 @@ class ExpertMlp:
             "activation": activation(spec, ops),
         }
 
-    def __call__(self, x_TH: Tensor) -> Tensor:
-        """This rank's part of the sum over ranks -> [T, H]."""
+    def __call__(self, x_TH: Tensor, beside_TH: Tensor | None = None) -> Tensor:
+        """This rank's part of the sum over ranks -> [T, H]; `beside_TH` is added to it."""
         weights_TK, experts_TK = self._route(F.linear(x_TH, self._router_EH, self._router_bias_E))
         out_TH: Tensor = self._ops.moe(x_TH, weights_TK=weights_TK, experts_TK=experts_TK, **self._experts)
-        return out_TH
+        return out_TH if beside_TH is None else out_TH + beside_TH
 
 
 def activation(spec: DecoderSpec, ops: ModuleType) -> Callable[[Tensor], Tensor]:

@@ -50,7 +50,9 @@ class HeadPlan:
     No rank has more KV heads than it must, num_kv_heads / world_size rounded up: all ranks have as many
     pages as the one with the largest pages can hold, and decoding reads them. Of such splits, the one whose
     costliest rank is cheapest, even if that cuts groups; then the one with the fewest KV heads in all, then
-    the one with the most even query heads (smallest sum of squares). Raises ConfigError where no split exists.
+    the one with the most even query heads (smallest sum of squares).
+
+    Raises ConfigError where no split exists.
     """
 
     num_q_heads: int

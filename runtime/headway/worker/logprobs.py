@@ -3,9 +3,9 @@
 Shapes: S sampled rows of a step, L those that asked, V vocabulary, K likeliest.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from torch import Tensor
 
@@ -51,11 +51,10 @@ class LogprobRows:
     nums: tuple[int, ...]
     places_L: Tensor
 
-    def read(self, logits_SV: Tensor) -> Tensor:
+    def read(self, logits_SV: Tensor, ops: ModuleType) -> Tensor:
         """float32 [L, V], natural logarithms. A NaN logit counts as -inf, as it does in `sample`."""
-        logits_LV = logits_SV.index_select(0, self.places_L).float()
-        logits_LV.nan_to_num_(nan=-math.inf, neginf=-math.inf)
-        return logits_LV.log_softmax(-1).nan_to_num_(nan=-math.inf, neginf=-math.inf)
+        logprobs_LV: Tensor = ops.log_softmax(logits_SV, self.places_L)
+        return logprobs_LV
 
     def report(self, logprobs_LV: Tensor, tokens_S: Tensor) -> Logprobs:
         """What `read` gave, for the tokens that were then sampled and the likeliest ones."""

@@ -4,6 +4,7 @@ from the same gathered logits, so no token has to be sent around before the next
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
@@ -15,6 +16,7 @@ from headway.worker.inputs import model_input
 from headway.worker.kv_pool import KvPool
 from headway.worker.rows import RowTables
 from headway.worker.sampler import Sampled, Sampler
+from headway_kernels import reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class PendingStep:
 class Rank:
     """A shard of the model with its pool, rows and sampler.
 
-    vocab_sizes: how much of the vocabulary each rank has. Not thread-safe.
+    vocab_sizes: how much of the vocabulary each rank has. ops: what the sampler computes with, as in
+    `Decoder`. Not thread-safe.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Rank:
         max_num_rows: int,
         max_model_len: int,
         device: torch.device,
+        ops: ModuleType = reference,
     ) -> None:
         self.rank = collectives.rank
         self.pool = pool
@@ -58,7 +62,9 @@ class Rank:
             page_size=pool.page_size,
             max_model_len=max_model_len,
         )
-        self._sampler = Sampler(vocab_size=decoder.spec.vocab_size, max_num_rows=max_num_rows, device=device)
+        self._sampler = Sampler(
+            vocab_size=decoder.spec.vocab_size, max_num_rows=max_num_rows, device=device, ops=ops
+        )
         self._last_token = torch.zeros(max_num_rows, dtype=torch.int64, device=device)
 
     @torch.inference_mode()

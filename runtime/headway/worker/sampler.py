@@ -1,8 +1,9 @@
 """One rank's sampler: it keeps every row's parameters and chooses the tokens of a step.
 
 What each parameter means is said in `headway.core.sampling`, how a token is chosen in
-`headway_kernels.sample`. Nothing but `Sampled.to_host` waits for the device, so a step may be launched before
-the host knows the tokens of the step before it: which work a step needs follows from its rows' parameters.
+`headway_kernels.reference_sample`. Nothing but `Sampled.to_host` waits for the device, so a step may be
+launched before the host knows the tokens of the step before it: which work a step needs follows from its
+rows' parameters.
 
     S  sampled rows of a step    V  vocabulary                    R  rows of the batch tables
     P  penalised rows            C  rows with top-k or top-p      F  parameters of a row
@@ -11,6 +12,7 @@ the host knows the tokens of the step before it: which work a step needs follows
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from torch import Tensor
 from headway.core.step import Admission, SampledToken
 from headway.worker.logprobs import LogprobRows, Logprobs
 from headway.worker.token_counts import PenalisedRows, TokenCounts
-from headway_kernels.sample import TopCut, sample
+from headway_kernels import reference
+from headway_kernels.reference_sample import TopCut
 
 FIELDS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -70,12 +73,18 @@ class _Batch:
 
 
 class Sampler:
-    """Samples the next tokens of admitted rows, the same on every rank."""
+    """Samples the next tokens of admitted rows, the same on every rank.
 
-    def __init__(self, *, vocab_size: int, max_num_rows: int, device: torch.device) -> None:
+    ops: the module that computes; `headway_kernels.reference` or one with the same functions.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, max_num_rows: int, device: torch.device, ops: ModuleType = reference
+    ) -> None:
         self._vocab_size = vocab_size
         self._max_num_rows = max_num_rows
         self._device = device
+        self._ops = ops
         self._rows: dict[int, _Row] = {}
         self._table_RF = torch.zeros(max_num_rows, len(FIELDS), device=device)
         self._seeds_R = torch.zeros(max_num_rows, dtype=torch.int64, device=device)
@@ -118,8 +127,8 @@ class Sampler:
         if batch.penalised or banned is not None:
             logits_SV = logits_SV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if batch.penalised:
-            batch.penalised.penalise_(logits_SV)
-        logprobs_LV = batch.logprobs.read(logits_SV) if batch.logprobs else None
+            batch.penalised.penalise_(logits_SV, self._ops)
+        logprobs_LV = batch.logprobs.read(logits_SV, self._ops) if batch.logprobs else None
         if banned is not None:
             logits_SV.view(-1).index_fill_(0, banned, -math.inf)
         tokens_S = self._choose(logits_SV, batch, positions)
@@ -131,9 +140,11 @@ class Sampler:
         return Sampled(rows=batch.rows, tokens_S=tokens_S, logprobs=logprobs)
 
     def _choose(self, logits_SV: Tensor, batch: _Batch, positions: Sequence[int]) -> Tensor:
+        tokens_S: Tensor
         if batch.temperature_S1 is None:
-            return sample(logits_SV)
-        return sample(
+            tokens_S = self._ops.sample(logits_SV)
+            return tokens_S
+        tokens_S = self._ops.sample(
             logits_SV,
             temperature_S1=batch.temperature_S1,
             seeds_S=batch.seeds_S,
@@ -141,6 +152,7 @@ class Sampler:
             top=batch.top,
             min_p_S1=batch.min_p_S1,
         )
+        return tokens_S
 
     def _banned(self, batch: _Batch, positions: Sequence[int]) -> Tensor | None:
         """The cells of [S, V], flattened, that must not be chosen at these positions."""

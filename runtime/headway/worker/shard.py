@@ -79,8 +79,8 @@ class Shard:
                 f"no memory for the weights: rank {collectives.rank} needs {need:.1f} GiB"
             ) from error
         self.weight_bytes = sum(tensor.nbytes for tensor in params.values())
-        ops = import_module(OPS[device.type])
-        self._decoder = Decoder(self.spec, mine.heads, params, mine.vocab, collectives, ops)
+        self._ops = import_module(OPS[device.type])
+        self._decoder = Decoder(self.spec, mine.heads, params, mine.vocab, collectives, self._ops)
 
     @property
     def page_bytes(self) -> int:
@@ -148,6 +148,7 @@ class Shard:
             max_num_rows=self.config.max_num_rows,
             max_model_len=self.max_model_len,
             device=self.device,
+            ops=self._ops,
         )
 
     def _measure_activations(self, progress: Progress) -> int:

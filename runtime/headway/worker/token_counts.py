@@ -4,11 +4,10 @@ Shapes: R rows of the batch tables, S sampled rows of a step, P penalised ones o
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
-
-from headway_kernels.sample import penalise
 
 
 class TokenCounts:
@@ -39,17 +38,18 @@ class PenalisedRows:
     presence_P1: Tensor
     frequency_P1: Tensor
 
-    def penalise_(self, logits_SV: Tensor) -> None:
+    def penalise_(self, logits_SV: Tensor, ops: ModuleType) -> None:
         """Apply the penalties to a step's logits (float32), in place."""
-        scores_PV = penalise(
-            logits_SV.index_select(0, self.places_P),
+        ops.penalise_(
+            logits_SV,
+            places_P=self.places_P,
+            rows_P=self.rows_P,
             repetition_P1=self.repetition_P1,
             presence_P1=self.presence_P1,
             frequency_P1=self.frequency_P1,
-            in_prompt_PV=self.counts.in_prompt_RV.index_select(0, self.rows_P),
-            num_in_output_PV=self.counts.num_in_output_RV.index_select(0, self.rows_P),
+            in_prompt_RV=self.counts.in_prompt_RV,
+            num_in_output_RV=self.counts.num_in_output_RV,
         )
-        logits_SV.index_copy_(0, self.places_P, scores_PV)
 
     def count(self, tokens_S: Tensor) -> None:
         """Take the sampled tokens into account; the next step sees them without the host."""

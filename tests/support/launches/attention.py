@@ -1,4 +1,4 @@
-"""`flash_prefill`, `paged_decode` with its plan, and `merge`."""
+"""`flash_prefill` and `flash_prefill_dense`, `paged_decode` with its plan, and `merge`."""
 
 from functools import partial
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
+from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.merge import merge
 from headway_kernels.paged_decode import paged_decode
 from launches import Launch
@@ -39,16 +40,47 @@ def _prefill(
     )
 
 
+def _dense(device: str, *, head_dim: int, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Launch:
+    """Two sequences, the second one's keys at an odd row; all of them parts of one product."""
+    qkv = torch.randn(512, 8 + 2 + 2, head_dim, device=device).to(dtype)
+    q, k, v = qkv.split((8, 2, 2), 1)
+    starts = torch.tensor([0, 211, 512], dtype=torch.int32, device=device)
+    return lambda: flash_prefill_dense(
+        q,
+        k,
+        v,
+        query_starts=starts,
+        key_starts=starts,
+        lengths=[(211, 211), (301, 301)],
+        group_bounds=(0, 4, 8),
+        scale=0.1,
+        **options,
+    )
+
+
 def _decode(
-    device: str, *, head_dim: int, group: int = 4, dtype: torch.dtype = torch.bfloat16, **options: Any
+    device: str,
+    *,
+    head_dim: int,
+    group: int = 4,
+    dtype: torch.dtype = torch.bfloat16,
+    num_queries: int = 1,
+    **options: Any,
 ) -> Launch:
-    q, k_pool, v_pool = _inputs(device, 4, group, head_dim, dtype)
+    q, k_pool, v_pool = _inputs(device, 4 * num_queries, group, head_dim, dtype)
     lens = torch.tensor([1, 900, 17, 256], dtype=torch.int32, device=device)
     table = torch.arange(NUM_PAGES, dtype=torch.int32, device=device).view(4, 64)
 
     def launch() -> Any:
-        window = options.get("window")
-        plan = plan_decode(lens, num_kv_heads=2, group=group, head_dim=head_dim, dtype=dtype, window=window)
+        plan = plan_decode(
+            lens,
+            num_kv_heads=2,
+            group=group,
+            head_dim=head_dim,
+            dtype=dtype,
+            num_queries=num_queries,
+            window=options.get("window"),
+        )
         return paged_decode(
             q,
             k_pool,
@@ -58,6 +90,7 @@ def _decode(
             max_context_len=900,
             group_bounds=(0, group, 2 * group),
             scale=0.1,
+            num_queries=num_queries,
             plan=plan,
             **options,
         )
@@ -75,9 +108,23 @@ LAUNCHES = {
     "prefill, 128 values, by pointer": partial(_prefill, head_dim=128),
     "prefill, 192 values, window and softcap": partial(_prefill, head_dim=192, **EVERYTHING),
     "prefill, 80 values, float32": partial(_prefill, head_dim=80, dtype=torch.float32),
+    "prefill, 128 values, bidirectional, by the copy engine": partial(
+        _prefill, head_dim=128, tokens=1024, causal=False
+    ),
+    "prefill, 192 values, bidirectional, window and softcap": partial(
+        _prefill, head_dim=192, causal=False, **EVERYTHING
+    ),
+    "dense, 64 values, by the copy engine": partial(_dense, head_dim=64, causal=False),
+    "dense, 80 values, by the copy engine": partial(_dense, head_dim=80),
+    "dense, 128 values, by the copy engine": partial(_dense, head_dim=128),
+    "dense, 192 values, by pointer": partial(_dense, head_dim=192),
     "decode, 128 values": partial(_decode, head_dim=128),
     "decode, 64 values, 71 heads of one": partial(_decode, head_dim=64, group=71),
     "decode, 256 values, window and softcap": partial(_decode, head_dim=256, **EVERYTHING),
     "decode, 128 values, float32": partial(_decode, head_dim=128, dtype=torch.float32),
+    "decode, 128 values, 4 tokens a sequence": partial(_decode, head_dim=128, num_queries=4),
+    "decode, 64 values, 71 heads of one, 2 tokens a sequence, window and softcap": partial(
+        _decode, head_dim=64, group=71, num_queries=2, **EVERYTHING
+    ),
     "merge": _merge,
 }

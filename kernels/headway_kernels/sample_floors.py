@@ -1,0 +1,268 @@
+"""The cuts of the op `sample` on a GPU: the least score of a row that top-k, top-p and min-p leave.
+
+    top-k:  the greatest t with  #(score >= t) >= k
+    top-p:  the greatest t with  mass(score >= t) >= p * mass(score >= top-k's)
+
+No row is sorted. Counts and masses are integers, so they add up to the same in any order, and t is found by
+search. One launch finds each row's largest score; one adds up weights above four scores not far below it,
+which brackets t; one lists what lies in the bracket (in no certain order: nothing depends on it); and one
+searches the list. It usually holds few tokens; where it holds many, the answer comes later but is the same.
+min-p needs the largest score alone. Layout: logits [S, V], any row stride. Grids: (rows, chunks), (rows,).
+
+Masses are the reference's up to the error of the hardware's exponential.
+
+Shape suffixes: S sampled rows, V tokens of a program, C rows with top-k or top-p, R chunks, N listed tokens,
+W weights above scores of a row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headway_kernels.reference_sample import TopCut
+from headway_kernels.sample_args import check_column, check_logits, check_vector
+from headway_kernels.sample_pieces import EXACT, load_scores, mass_of
+from headway_kernels.sample_search import (
+    LISTED,
+    LOWEST_KEY,
+    PIVOTS,
+    SUMS,
+    bracket,
+    key_of,
+    largest_of,
+    mass_from,
+    ordered,
+    pivot_of,
+    search,
+)
+from headway_kernels.tiles import padded, vocab_chunk
+
+BLOCK = 2048  # listed tokens that are looked at together
+
+
+def floors(
+    logits_SV: Tensor,
+    *,
+    temperature_S1: Tensor,
+    top: TopCut | None = None,
+    min_p_S1: Tensor | None = None,
+    chunk: int | None = None,
+    block: int = BLOCK,
+) -> Tensor | None:
+    """As `reference_sample.floors`: float32 [S, 1], or None. `chunk` and errors as in `sample`."""
+    if top is None and min_p_S1 is None:
+        return None
+    _check(logits_SV, temperature_S1, top, min_p_S1)
+    num_rows, vocab_size = logits_SV.shape
+    chunk = chunk or vocab_chunk(num_rows, vocab_size)
+    num_chunks = triton.cdiv(vocab_size, chunk)
+    device = logits_SV.device
+    floor_S1 = torch.empty(num_rows, 1, dtype=torch.float32, device=device)
+    if not num_rows:
+        return floor_S1
+    largest_SR = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=device)
+    sums_SW = torch.empty(num_rows, SUMS.value, dtype=torch.int64, device=device)
+    row = logits_SV.stride(0)
+    parts = {"CHUNK": chunk, "num_warps": 4, **EXACT}
+    _largest_kernel[(num_rows, num_chunks)](
+        logits_SV, largest_SR, floor_S1, sums_SW, vocab_size, row, num_chunks, **parts
+    )
+    wide = padded(num_chunks, 1)
+    if top is not None and len(top.places_C):
+        num_cut = len(top.places_C)
+        listed_CV = torch.empty(num_cut, vocab_size, dtype=torch.float32, device=device)
+        cut = (top.places_C, top.temperature_C1, top.top_k_C1, top.top_p_C1)
+        strides = (top.temperature_C1.stride(0), top.top_k_C1.stride(0), top.top_p_C1.stride(0))
+        whole = (*cut, largest_SR, sums_SW, vocab_size, *strides, num_chunks)
+        grid = (num_cut, num_chunks)
+        _weigh_kernel[grid](logits_SV, row, *whole, WIDE=wide, **parts)
+        _list_kernel[grid](logits_SV, row, listed_CV, *whole, WIDE=wide, **parts)
+        _search_kernel[(num_cut,)](listed_CV, floor_S1, *whole, WIDE=wide, BLOCK=block, num_warps=16, **EXACT)
+    if min_p_S1 is not None:
+        _min_p_kernel[(num_rows,)](
+            largest_SR,
+            temperature_S1,
+            min_p_S1,
+            floor_S1,
+            num_chunks,
+            temperature_S1.stride(0),
+            min_p_S1.stride(0),
+            WIDE=wide,
+            num_warps=1,
+            **EXACT,
+        )
+    return floor_S1
+
+
+def _check(logits_SV: Tensor, temperature_S1: Tensor, top: TopCut | None, min_p_S1: Tensor | None) -> None:
+    num_rows = len(logits_SV)
+    check_logits("floors", logits_SV)
+    check_column("floors", "temperature", temperature_S1, num_rows, torch.float32, logits_SV)
+    if min_p_S1 is not None:
+        check_column("floors", "min_p", min_p_S1, num_rows, torch.float32, logits_SV)
+    if top is not None:
+        num_cut = len(top.places_C)
+        check_vector("floors", "top.places", top.places_C, num_cut, logits_SV)
+        check_column("floors", "top.temperature", top.temperature_C1, num_cut, torch.float32, logits_SV)
+        check_column("floors", "top.top_k", top.top_k_C1, num_cut, torch.int64, logits_SV)
+        check_column("floors", "top.top_p", top.top_p_C1, num_cut, torch.float32, logits_SV)
+
+
+@triton.jit(do_not_specialize=["num_chunks"])
+def _largest_kernel(
+    logits_ptr, largest_ptr, floor_ptr, sums_ptr, vocab_size, logits_row, num_chunks, CHUNK: tl.constexpr
+):
+    """The largest score of a chunk; the first program of a row also makes its results ready."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    score_V = load_scores(logits_ptr + row * logits_row, id_V, id_V < vocab_size)
+    tl.store(largest_ptr + row * num_chunks + part, tl.max(score_V, 0))
+    if part == 0:
+        tl.store(floor_ptr + row, float("-inf"))
+        tl.store(sums_ptr + row * SUMS + tl.arange(0, SUMS), tl.zeros((SUMS,), tl.int64))
+
+
+@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
+def _weigh_kernel(
+    logits_ptr,
+    logits_row,
+    places_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    largest_ptr,
+    sums_ptr,
+    vocab_size,
+    temperature_row,
+    top_k_row,
+    top_p_row,
+    num_chunks,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Add a chunk's weights above the pivots to the row's: counts where top-k cuts, else masses."""
+    index, part = tl.program_id(0), tl.program_id(1)
+    place = tl.load(places_ptr + index)
+    temperature = tl.load(temperature_ptr + index * temperature_row)
+    counts = tl.load(top_k_ptr + index * top_k_row) < vocab_size
+    largest = largest_of(largest_ptr, place, num_chunks, WIDE)
+    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    there_V = id_V < vocab_size
+    score_V = load_scores(logits_ptr + place * logits_row, id_V, there_V)
+    weight_V = there_V.to(tl.int64) if counts else mass_of(score_V, largest, temperature)
+    sums_ptr += place * SUMS
+    tl.atomic_add(sums_ptr, tl.sum(weight_V, 0), sem="relaxed")
+    for pivot in tl.static_range(1, PIVOTS + 1):
+        above_V = score_V >= pivot_of(largest, temperature, counts, pivot)
+        tl.atomic_add(sums_ptr + pivot, tl.sum(tl.where(above_V, weight_V, 0), 0), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
+def _list_kernel(
+    logits_ptr,
+    logits_row,
+    listed_ptr,
+    places_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    largest_ptr,
+    sums_ptr,
+    vocab_size,
+    temperature_row,
+    top_k_row,
+    top_p_row,
+    num_chunks,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """List the scores of a chunk that lie in the bracket."""
+    index, part = tl.program_id(0), tl.program_id(1)
+    place = tl.load(places_ptr + index)
+    temperature = tl.load(temperature_ptr + index * temperature_row)
+    top_k = tl.load(top_k_ptr + index * top_k_row)
+    top_p = tl.load(top_p_ptr + index * top_p_row)
+    counts = top_k < vocab_size
+    largest = largest_of(largest_ptr, place, num_chunks, WIDE)
+    sums_ptr += place * SUMS
+    low, high, _, _ = bracket(sums_ptr, largest, temperature, counts, top_k, top_p)
+    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    there_V = id_V < vocab_size
+    score_V = load_scores(logits_ptr + place * logits_row, id_V, there_V)
+    listed_V = (there_V & (score_V >= low) & (score_V < high)).to(tl.int32)
+    num_listed = tl.sum(listed_V, 0)
+    if num_listed > 0:
+        first = tl.atomic_add(sums_ptr + LISTED, num_listed.to(tl.int64), sem="relaxed")
+        slot_V = first + tl.cumsum(listed_V, 0) - 1
+        tl.store(listed_ptr + index.to(tl.int64) * vocab_size + slot_V, score_V, mask=listed_V > 0)
+
+
+@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
+def _search_kernel(
+    listed_ptr,
+    floor_ptr,
+    places_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    largest_ptr,
+    sums_ptr,
+    vocab_size,
+    temperature_row,
+    top_k_row,
+    top_p_row,
+    num_chunks,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The floor of one row, from its list."""
+    index = tl.program_id(0)
+    place = tl.load(places_ptr + index)
+    temperature = tl.load(temperature_ptr + index * temperature_row)
+    top_k = tl.load(top_k_ptr + index * top_k_row)
+    top_p = tl.load(top_p_ptr + index * top_p_row)
+    counts = top_k < vocab_size
+    largest = largest_of(largest_ptr, place, num_chunks, WIDE)
+    sums_ptr += place * SUMS
+    low, high, above, need = bracket(sums_ptr, largest, temperature, counts, top_k, top_p)
+    num_listed = tl.load(sums_ptr + LISTED)
+    listed_ptr += index.to(tl.int64) * vocab_size
+    low_key = key_of(low).to(tl.int64)
+    end = tl.minimum(key_of(high).to(tl.int64), key_of(largest).to(tl.int64) + 1)
+    if counts:
+        floor, num_listed = search(
+            listed_ptr, num_listed, largest, temperature, low_key, end, above, need, False, BLOCK
+        )
+        need = mass_from(listed_ptr, num_listed, largest, temperature, floor, BLOCK).to(tl.float64) * top_p
+    else:
+        floor = tl.full((), LOWEST_KEY, tl.int64)
+    if top_p < 1:
+        low_key = tl.maximum(floor, low_key)
+        floor, num_listed = search(
+            listed_ptr, num_listed, largest, temperature, low_key, end, above, need, True, BLOCK
+        )
+    key = floor.to(tl.int32)
+    tl.store(floor_ptr + place, ordered(key).to(tl.float32, bitcast=True))
+
+
+@triton.jit(do_not_specialize=["num_chunks", "temperature_row", "min_p_row"])
+def _min_p_kernel(
+    largest_ptr,
+    temperature_ptr,
+    min_p_ptr,
+    floor_ptr,
+    num_chunks,
+    temperature_row,
+    min_p_row,
+    WIDE: tl.constexpr,
+):
+    """Raise the floor of one row to min_p * p_max, in logarithms."""
+    row = tl.program_id(0).to(tl.int64)
+    temperature, min_p = (
+        tl.load(temperature_ptr + row * temperature_row),
+        tl.load(min_p_ptr + row * min_p_row),
+    )
+    if min_p > 0:
+        least = largest_of(largest_ptr, row, num_chunks, WIDE) + temperature * tl.log(min_p)
+        tl.store(floor_ptr + row, tl.maximum(tl.load(floor_ptr + row), least))
