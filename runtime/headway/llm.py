@@ -101,7 +101,7 @@ class LLM:
         prompts: a text, token ids, chat messages, or a list of those. Raises InvalidRequest before any
         prompt is started, ReplicaUnavailable if ranks are lost, HeadwayError after `close`.
         """
-        batches = [self._sequences(prompt, params or SamplingParams()) for prompt in _several(prompts)]
+        batches = self._batches(prompts, params or SamplingParams())
         found: dict[str, list[Delta]] = {seq.request_id: [] for batch in batches for seq in batch}
         for request_id, delta in self._run(batches):
             found[request_id].append(delta)
@@ -125,6 +125,20 @@ class LLM:
                 collect([delta])  # raises what it ended with
             if delta.text:
                 yield delta.text
+
+    def _batches(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams
+    ) -> list[list[EngineRequest]]:
+        """The sequences of each prompt. What is wrong with one of several says which."""
+        one = _is_one(prompts)
+        several: Sequence[Any] = [prompts] if one else prompts
+        batches = []
+        for index, prompt in enumerate(several):
+            try:
+                batches.append(self._sequences(prompt, params))
+            except InvalidRequest as error:
+                raise (error if one else _of_prompt(index, error)) from None
+        return batches
 
     def _sequences(self, prompt: Prompt, params: SamplingParams) -> list[EngineRequest]:
         self._num_requests += 1
@@ -201,8 +215,17 @@ class LLM:
         self.close()
 
 
-def _several(prompts: Any) -> list[Prompt]:
-    """A list of prompts. A text, or a list of ids or of messages, is one prompt."""
+def _is_one(prompts: Any) -> bool:
+    """Whether it is one prompt: a text, or a list of ids or of messages."""
     check_prompt_kind(prompts)
-    one = isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping))
-    return [prompts] if one else list(prompts)
+    return isinstance(prompts, str) or bool(prompts and isinstance(prompts[0], int | Mapping))
+
+
+def _of_prompt(index: int, error: InvalidRequest) -> InvalidRequest:
+    """`error` with its field as the caller of `generate` knows it, if it is about a prompt."""
+    name, bracket, rest = error.field.partition("[")
+    if name == "prompt":
+        return InvalidRequest(f"prompts[{index}]{bracket}{rest}", error.limit, error.value)
+    if name in ("text", "token_ids", "messages"):
+        return InvalidRequest(f"prompts[{index}].{error.field}", error.limit, error.value)
+    return error

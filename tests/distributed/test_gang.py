@@ -213,7 +213,11 @@ def test_a_folder_that_is_gone_is_named_and_no_actor_is_left(session: RaySession
 def test_more_pages_than_there_is_memory_are_refused_with_the_sum(session: RaySession, gqa: Oracle) -> None:
     config = EngineConfig(tp=2, device="cpu", num_pages=1 << 28)
     check_refusal(
-        session, gqa.folder, config, StartError, f"no memory for {1 << 28} KV pages: .* MiB for pages"
+        session,
+        gqa.folder,
+        config,
+        StartError,
+        f"no memory for num_pages={1 << 28} KV pages: .* MiB for pages",
     )
 
 

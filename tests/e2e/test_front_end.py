@@ -143,9 +143,14 @@ def test_a_deadline_ends_the_call_and_aborts_the_sequence() -> None:
     async def check() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine) as (server, _), AsyncClient(server.address) as client:
-            with pytest.raises(errors.DeadlineExceeded):
+            message = rf"^{server.address} did not end the call within timeout_s \(0\.3 s\)$"
+            with pytest.raises(errors.DeadlineExceeded, match=message):
                 await client.generate("x", SamplingParams(max_tokens=50), timeout_s=0.3)
             await asyncio.to_thread(engine.wait_for, lambda: len(engine.aborted) == 1)
+            async with AsyncClient(server.address, timeout_s=0.2) as hasty:
+                with pytest.raises(errors.DeadlineExceeded, match=r"within timeout_s \(0\.2 s\)$"):
+                    await hasty.generate("x")
+            await asyncio.to_thread(engine.wait_for, lambda: len(engine.aborted) == 2)
 
     asyncio.run(check())
 

@@ -214,7 +214,7 @@ def test_a_reader_who_leaves_gives_its_pages_back(client: Client) -> None:
 
 
 def test_a_deadline_ends_the_request_and_gives_its_pages_back(client: Client) -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"did not end the call within timeout_s \(0\.3 s\)"):
         client.generate(LINE, LONG, timeout_s=0.3)
     eventually(lambda: idle(client))
 

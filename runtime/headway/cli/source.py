@@ -72,7 +72,7 @@ def text_source(place: Place) -> Iterator[Source]:
         with progress_bars() as report:
             llm = LLM(place.model, tp=place.tp, device=place.device, dtype=place.dtype, report=report)
         with llm:
-            yield Source(stream=llm.stream, complete=lambda prompt, params: llm.generate([prompt], params))
+            yield Source(stream=llm.stream, complete=llm.generate)
         return
     from headway.serving.client import Client
 

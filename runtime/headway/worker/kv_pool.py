@@ -48,7 +48,7 @@ class PoolBudget:
     def check(self, num_pages: int) -> None:
         """Raise StartError unless `num_pages` fit. (A host would grant them, then kill who fills them.)"""
         if num_pages * self.page_bytes > self.pool_bytes:
-            raise StartError(f"no memory for {num_pages} KV pages: {self}")
+            raise StartError(f"no memory for num_pages={num_pages} KV pages: {self}")
 
     def __str__(self) -> str:
         return (
