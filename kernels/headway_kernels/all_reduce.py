@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.one_shot import _norm_kernel, _sum_kernel
 from headway_kernels.peer_memory import PROGRAMS, SHOT_PROGRAMS, SHOT_WORDS, PeerMemory
 from headway_kernels.tiles import padded
@@ -84,7 +84,7 @@ def all_reduce_norm(
     _check(op, "x_TH", x_TH, x_TH, peers)
     row_size = x_TH.shape[-1] if x_TH.ndim else 0
     if weight_H.shape != (row_size,) or weight_H.stride() != (1,) or weight_H.device != x_TH.device:
-        raise _error(op, "weight_H", f"[{row_size}] on {x_TH.device}, dense", weight_H)
+        raise mismatch(op, "weight_H", f"[{row_size}] on {x_TH.device}, dense", weight_H)
     normed_TH = torch.empty_like(x_TH) if normed_TH is None else normed_TH
     total_TH = torch.empty_like(x_TH) if total_TH is None else total_TH
     for name, one in (("normed_TH", normed_TH), ("total_TH", total_TH), ("residual_TH", residual_TH)):
@@ -260,9 +260,9 @@ def _rounded(num_values: int) -> int:
 
 def _check(op: str, name: str, one: Tensor, x: Tensor, peers: PeerMemory) -> None:
     if one.shape != x.shape or one.dtype != x.dtype or one.dtype not in DTYPES or not one.is_contiguous():
-        raise _error(op, name, f"{x.dtype} {list(x.shape)}, a dense 16- or 32-bit float", one)
+        raise mismatch(op, name, f"{x.dtype} {list(x.shape)}, a dense 16- or 32-bit float", one)
     if one.device != peers.own.device:
-        raise _error(op, name, f"on {peers.own.device}, as the peers' memory", one)
+        raise mismatch(op, name, f"on {peers.own.device}, as the peers' memory", one)
 
 
 def _fitting(op: str, x: Tensor, peers: PeerMemory, way: Way | None) -> Way:
@@ -274,8 +274,3 @@ def _fitting(op: str, x: Tensor, peers: PeerMemory, way: Way | None) -> Way:
 def _no_room(op: str, x: Tensor, peers: PeerMemory, way: Way) -> ValueError:
     size = f"{x.dtype} {list(x.shape)}, {x.numel() * x.element_size()} bytes"
     return ValueError(f"{op}: x must fit the peers' memory of {peers.max_bytes} bytes in {way}, got {size}")
-
-
-def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"{op}: {name} must be {expected}, got {got}")

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.online_softmax import LOG2_E
 
 VALUES = 1024  # of a program
@@ -84,18 +84,13 @@ def _gated_mlp(
 def _check(op: str, gate_up: Tensor, out: Tensor | None) -> None:
     """Raise ValueError, naming argument, expected and found, for what the kernel does not take."""
     if gate_up.ndim != 2 or gate_up.dtype not in DTYPES or gate_up.shape[1] % 2 or gate_up.stride(1) != 1:
-        raise _error(op, "gate_up_T2I", "[T, 2 I] in a 16- or 32-bit float, rows dense", gate_up)
+        raise mismatch(op, "gate_up_T2I", "[T, 2 I] in a 16- or 32-bit float, rows dense", gate_up)
     if out is not None:
         shape = (len(gate_up), gate_up.shape[1] // 2)
         same_kind = out.dtype == gate_up.dtype and out.device == gate_up.device
         if out.shape != shape or not same_kind or not out.is_contiguous():
             expected = f"{gate_up.dtype} {list(shape)} on {gate_up.device}, contiguous"
-            raise _error(op, "out_TI", expected, out)
-
-
-def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"{op}: {name} must be {expected}, got {got}")
+            raise mismatch(op, "out_TI", expected, out)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, precision
+from headway_kernels.launch import DTYPES, mismatch, precision
 from headway_kernels.tiles_matmul import GEMV_TOKENS, GemvTiles, gemv_tiles
 
 
@@ -208,12 +208,12 @@ def _check(
 ) -> tuple[int, int]:
     """T and O, or ValueError."""
     if x_TH.ndim != 2 or x_TH.dtype not in DTYPES or not _dense(x_TH):
-        raise _error("x_TH", "[tokens, inputs] in a 16- or 32-bit float, inputs dense", x_TH)
+        raise mismatch("gemv", "x_TH", "[tokens, inputs] in a 16- or 32-bit float, inputs dense", x_TH)
     num_tokens, num_inputs = x_TH.shape
     if num_tokens > GEMV_TOKENS:
-        raise _error("x_TH", f"{GEMV_TOKENS} tokens at most", x_TH)
+        raise mismatch("gemv", "x_TH", f"{GEMV_TOKENS} tokens at most", x_TH)
     if weight_OH.ndim != 2 or weight_OH.shape[1] != num_inputs or not _dense(weight_OH):
-        raise _error("weight_OH", f"[outputs, {num_inputs}], inputs dense", weight_OH)
+        raise mismatch("gemv", "weight_OH", f"[outputs, {num_inputs}], inputs dense", weight_OH)
     num_outputs = len(weight_OH)
     shapes = {
         "bias_O": (num_outputs,),
@@ -222,17 +222,12 @@ def _check(
     }
     for name, tensor in zip(shapes, (bias_O, residual_TO, out_TO), strict=True):
         if tensor is not None and (tensor.shape != shapes[name] or not _dense(tensor)):
-            raise _error(name, f"{list(shapes[name])}, outputs dense", tensor)
+            raise mismatch("gemv", name, f"{list(shapes[name])}, outputs dense", tensor)
     for name, tensor in zip(("weight_OH", *shapes), (weight_OH, bias_O, residual_TO, out_TO), strict=True):
         if tensor is not None and (tensor.dtype != x_TH.dtype or tensor.device != x_TH.device):
-            raise _error(name, f"{x_TH.dtype} on {x_TH.device}", tensor)
+            raise mismatch("gemv", name, f"{x_TH.dtype} on {x_TH.device}", tensor)
     return num_tokens, num_outputs
 
 
 def _dense(tensor: Tensor) -> bool:
     return tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
-
-
-def _error(name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"gemv: {name} must be {expected}, got {got}")

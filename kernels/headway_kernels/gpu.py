@@ -10,7 +10,7 @@ from headway_kernels.log_softmax import log_softmax
 from headway_kernels.merge import merge
 from headway_kernels.moe import moe
 from headway_kernels.norm import layer_norm, rms_norm
-from headway_kernels.paged_decode import paged_decode
+from headway_kernels.paged_decode import decode_bytes, paged_decode
 from headway_kernels.penalise import penalise_
 from headway_kernels.route import route
 from headway_kernels.sample import choose, sample, sample_shard
@@ -19,6 +19,7 @@ from headway_kernels.sample_floors import floors
 __all__ = [
     "choose",
     "clamped_silu_mul",
+    "decode_bytes",
     "flash_prefill",
     "flash_prefill_dense",
     "floors",

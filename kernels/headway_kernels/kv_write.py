@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.debug import check_slots
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.tiles import heads_a_program, padded
 
 
@@ -42,8 +43,11 @@ def kv_write(
     k_norm_D: Tensor | None = None,
     eps: float = 0.0,
     out_TQD: Tensor | None = None,
+    check_values: bool = False,
 ) -> Tensor:
     """As `reference.kv_write`; the queries come back contiguous, in `out_TQD` if it is given.
+
+    check_values: look at the slots first, which waits for the device (`debug`).
 
     Of `cos_TR` (float32) the first half is read, of `sin_TR` the second. Raises ValueError, naming the
     argument, for shapes, dtypes, strides and devices that do not fit.
@@ -52,6 +56,8 @@ def kv_write(
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
     _check(q_TQD, k_TGD, v_TGD, slots_T, k_pool, v_pool, out_TQD)
     rotated = _check_optional(q_TQD, cos_TR, sin_TR, q_norm_D, k_norm_D)
+    if check_values:
+        check_slots("kv_write", slots_T, k_pool.shape[0] * k_pool.shape[2])
     num_tokens, num_q_heads, head_dim = q_TQD.shape
     _, num_kv_heads, page_size, _ = k_pool.shape
     num_heads = num_q_heads + 2 * num_kv_heads
@@ -236,10 +242,12 @@ def _check(
 ) -> None:
     """Raise ValueError where the kernel would read or write something else than is meant."""
     if q.ndim != 3 or q.dtype not in DTYPES or q.stride(2) != 1:
-        raise _error("q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
+        raise mismatch(
+            "kv_write", "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q
+        )
     num_tokens, _, head_dim = q.shape
     if k_pool.ndim != 4:
-        raise _error("k_pool", f"[pages, kv_heads, page_size, {head_dim}]", k_pool)
+        raise mismatch("kv_write", "k_pool", f"[pages, kv_heads, page_size, {head_dim}]", k_pool)
     num_pages, num_kv_heads, page_size, _ = k_pool.shape
     for name, heads, pool in (("k", k, k_pool), ("v", v, v_pool)):
         _expect(q, name, heads, (num_tokens, num_kv_heads, head_dim), q.dtype)
@@ -247,7 +255,7 @@ def _check(
     _expect(q, "slots", slots, (num_tokens,), torch.int64)
     _expect(q, "out", out, tuple(q.shape), q.dtype)
     if not out.is_contiguous():
-        raise _error("out", "contiguous", out)
+        raise mismatch("kv_write", "out", "contiguous", out)
 
 
 def _check_optional(
@@ -265,7 +273,7 @@ def _check_optional(
         return 0
     rotated = cos.shape[-1]
     if rotated % 2 or rotated > head_dim:
-        raise _error("cos", f"of an even number of values, {head_dim} at most", cos)
+        raise mismatch("kv_write", "cos", f"of an even number of values, {head_dim} at most", cos)
     _expect(q, "cos", cos, (num_tokens, rotated), torch.float32)
     _expect(q, "sin", sin, (num_tokens, rotated), torch.float32)
     return rotated
@@ -274,9 +282,6 @@ def _check_optional(
 def _expect(q: Tensor, name: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     dense = found.shape[-1:] == (1,) or found.stride(-1) == 1
     if found.shape != shape or found.dtype != dtype or found.device != q.device or not dense:
-        raise _error(name, f"{dtype} {list(shape)} on {q.device}, its last dimension dense", found)
-
-
-def _error(name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"kv_write: {name} must be {expected}, got {got}")
+        raise mismatch(
+            "kv_write", name, f"{dtype} {list(shape)} on {q.device}, its last dimension dense", found
+        )

@@ -28,12 +28,12 @@ def check_attention(
     """
     shape = check_queries(op, q, group_bounds, **more)
     if k_pool.ndim != 4 or k_pool.shape[1] != len(group_bounds) - 1 or k_pool.shape[3] != q.shape[2]:
-        raise _error(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
+        raise mismatch(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
     _check_alike(op, q, k_pool=k_pool, v_pool=v_pool)
     if table.dtype != torch.int32 or table.shape[:1] != context_lens.shape or table.device != q.device:
-        raise _error(op, "page_table", f"int32 [{len(context_lens)}, pages] on {q.device}", table)
+        raise mismatch(op, "page_table", f"int32 [{len(context_lens)}, pages] on {q.device}", table)
     if context_lens.dtype != torch.int32 or context_lens.device != q.device:
-        raise _error(op, "context_lens", f"int32 on {q.device}", context_lens)
+        raise mismatch(op, "context_lens", f"int32 on {q.device}", context_lens)
     return shape
 
 
@@ -43,7 +43,7 @@ def check_dense(
     """As `check_attention`, for keys and values without pages."""
     shape = check_queries(op, q, group_bounds, **more)
     if k_TGD.ndim != 3 or k_TGD.shape[1:] != (len(group_bounds) - 1, q.shape[2]):
-        raise _error(op, "k_TGD", f"[tokens, {len(group_bounds) - 1}, {q.shape[2]}]", k_TGD)
+        raise mismatch(op, "k_TGD", f"[tokens, {len(group_bounds) - 1}, {q.shape[2]}]", k_TGD)
     _check_alike(op, q, k_TGD=k_TGD, v_TGD=v_TGD)
     return shape
 
@@ -62,12 +62,12 @@ def check_queries(
 ) -> torch.Size:
     """What concerns the queries, their heads and their results. Returns the shape of q."""
     if q.ndim != 3 or q.dtype not in DTYPES or q.stride(2) != 1:
-        raise _error(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
+        raise mismatch(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
     if group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
         raise ValueError(f"{op}: group_bounds must go from 0 to {q.shape[1]} heads, got {list(group_bounds)}")
     for name, values in (("sinks_Q", sinks), ("alibi_slopes_Q", slopes)):
         if values is not None and (values.shape != q.shape[1:2] or values.device != q.device):
-            raise _error(op, name, f"[{q.shape[1]}] on {q.device}", values)
+            raise mismatch(op, name, f"[{q.shape[1]}] on {q.device}", values)
     if not scale > 0:
         raise ValueError(f"{op}: scale must be positive, got {scale}")
     if window is not None and window < 1:
@@ -80,14 +80,14 @@ def check_queries(
             continue
         if (result.shape, result.dtype, result.device) != (shape, dtype, q.device) or result.stride(-1) != 1:
             expected = f"{dtype} {list(shape)} on {q.device}, its last dimension dense"
-            raise _error(op, name, expected, result)
+            raise mismatch(op, name, expected, result)
     return q.shape
 
 
 def check_starts(op: str, name: str, starts: Tensor, lengths: Sequence[object], q: Tensor) -> None:
     """Raise ValueError unless `starts` has an entry more than there are lengths."""
     if starts.dtype != torch.int32 or starts.shape != (len(lengths) + 1,) or starts.device != q.device:
-        raise _error(op, name, f"int32 [{len(lengths) + 1}] on {q.device}", starts)
+        raise mismatch(op, name, f"int32 [{len(lengths) + 1}] on {q.device}", starts)
 
 
 def check_num_queries(op: str, num_queries: int, num_seqs: int, q: Tensor) -> None:
@@ -95,7 +95,7 @@ def check_num_queries(op: str, num_queries: int, num_seqs: int, q: Tensor) -> No
     if not 1 <= num_queries <= MOST_QUERIES:
         raise ValueError(f"{op}: num_queries must be from 1 to {MOST_QUERIES}, got {num_queries}")
     if len(q) != num_seqs * num_queries:
-        raise _error(op, "q", f"{num_queries} tokens for each of {num_seqs} sequences", q)
+        raise mismatch(op, "q", f"{num_queries} tokens for each of {num_seqs} sequences", q)
 
 
 def heads_of(group_bounds: Sequence[int]) -> int:
@@ -130,12 +130,13 @@ def _check_alike(op: str, q: Tensor, **pair: Tensor) -> None:
     """Raise unless keys and values have one shape, and are of the queries' kind."""
     (k_name, keys), (v_name, values) = pair.items()
     if values.shape != keys.shape:
-        raise _error(op, v_name, f"the shape of {k_name}, {tuple(keys.shape)}", values)
+        raise mismatch(op, v_name, f"the shape of {k_name}, {tuple(keys.shape)}", values)
     for name, one in pair.items():
         if one.dtype != q.dtype or one.device != q.device or one.stride(-1) != 1:
-            raise _error(op, name, f"{q.dtype} on {q.device}, head_dim dense", one)
+            raise mismatch(op, name, f"{q.dtype} on {q.device}, head_dim dense", one)
 
 
-def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:
+def mismatch(op: str, name: str, expected: str, found: Tensor) -> ValueError:
+    """The error for an argument that is not as expected."""
     got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
     return ValueError(f"{op}: {name} must be {expected}, got {got}")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from headway_kernels.expert_blocks import expert_blocks
 from headway_kernels.grouped_matmul import grouped_matmul
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.tiles import padded
 from headway_kernels.tiles_matmul import grouped_rows
 
@@ -112,14 +112,14 @@ def _check(
 ) -> None:
     """Raise ValueError, naming argument, expected and found, for what the kernels do not take."""
     if x.ndim != 2 or x.dtype not in DTYPES or x.stride(1) != 1:
-        raise _error("x", "[tokens, hidden] in a 16- or 32-bit float, hidden dense", x)
+        raise mismatch("moe", "x", "[tokens, hidden] in a 16- or 32-bit float, hidden dense", x)
     if experts.ndim != 2 or len(experts) != len(x) or experts.dtype != torch.int64:
-        raise _error("experts", f"torch.int64 [{len(x)}, experts a token]", experts)
+        raise mismatch("moe", "experts", f"torch.int64 [{len(x)}, experts a token]", experts)
     if gate_up.ndim != 3 or gate_up.shape[2] != x.shape[1]:
-        raise _error("gate_up", f"[experts, rows, {x.shape[1]}]", gate_up)
+        raise mismatch("moe", "gate_up", f"[experts, rows, {x.shape[1]}]", gate_up)
     num_experts, num_rows, hidden = gate_up.shape
     if down.ndim != 3 or down.shape[:2] != (num_experts, hidden):
-        raise _error("down", f"[{num_experts}, {hidden}, MLP size]", down)
+        raise mismatch("moe", "down", f"[{num_experts}, {hidden}, MLP size]", down)
     wanted = {
         "weights": (weights, experts.shape, torch.float32),
         "experts": (experts, experts.shape, torch.int64),
@@ -133,11 +133,6 @@ def _check(
         if tensor is None:
             continue
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != x.device:
-            raise _error(name, f"{dtype} {list(shape)} on {x.device}", tensor)
+            raise mismatch("moe", name, f"{dtype} {list(shape)} on {x.device}", tensor)
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise _error(name, "dense in its last dimension", tensor)
-
-
-def _error(name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"moe: {name} must be {expected}, got {got}")
+            raise mismatch("moe", name, "dense in its last dimension", tensor)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.tiles import norm_tile
 
 MOST_VALUES = 1 << 15  # of a row: 64 a thread
@@ -129,7 +129,7 @@ def _check(
         or x.stride(-1) != 1
     ):
         expected = f"[T, H] or [T, heads, H] in a 16- or 32-bit float, H dense and up to {MOST_VALUES}"
-        raise _error(op, "x_TH", expected, x)
+        raise mismatch(op, "x_TH", expected, x)
     size = x.shape[-1]
     for name, values in (("weight_H", weight), ("bias_H", bias)):
         if values is not None and (
@@ -138,21 +138,16 @@ def _check(
             or values.device != x.device
             or values.stride(0) != 1
         ):
-            raise _error(op, name, f"{x.dtype} or torch.float32 [{size}] on {x.device}, dense", values)
+            raise mismatch(op, name, f"{x.dtype} or torch.float32 [{size}] on {x.device}, dense", values)
     for name, like in (("residual_TH", residual), ("out_TH", out), ("sum_TH", sum_)):
         if like is None:
             continue
         if like.shape != x.shape or like.dtype != x.dtype or like.device != x.device or like.stride(-1) != 1:
-            raise _error(op, name, f"{x.dtype} {list(x.shape)} on {x.device}, H dense", like)
+            raise mismatch(op, name, f"{x.dtype} {list(x.shape)} on {x.device}, H dense", like)
         if like is not residual and not like.is_contiguous():
-            raise _error(op, name, "contiguous", like)
+            raise mismatch(op, name, "contiguous", like)
     if sum_ is not None and residual is None:
         raise ValueError(f"{op}: sum_TH must come with residual_TH: without it the sum is x_TH")
-
-
-def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"{op}: {name} must be {expected}, got {got}")
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -163,7 +163,9 @@ def paged_decode(
             q_BQD, k_pool, v_pool, page_table_BP=table_BP, context_lens_B=lens_B, **options
         )
         return out_BQD.masked_fill((lens_B == 0)[:, None, None], 0.0)
-    num_at_once = max(DECODE_BYTES // decode_bytes(k_pool, max_context_len), 1)
+    _, num_kv_heads, _, head_dim = k_pool.shape
+    a_row = _gathered_bytes(max_context_len, num_kv_heads, head_dim, k_pool.dtype)
+    num_at_once = max(DECODE_BYTES // a_row, 1)
     if len(q_BQD) > num_at_once:
         pieces = [
             paged_decode(
@@ -225,10 +227,17 @@ def plan_decode(context_lens_B: Tensor, **options: object) -> None:
     """What `paged_decode` may be told once a step for all its layers: here, nothing."""
 
 
-def decode_bytes(k_pool: Tensor, context_len: int) -> int:
+def decode_bytes(
+    *, num_seqs: int, context_len: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> int:
+    """The most that `paged_decode` takes at once for `num_seqs` contexts as long as `context_len`."""
+    a_row = _gathered_bytes(context_len, num_kv_heads, head_dim, dtype)
+    return max(min(num_seqs * a_row, DECODE_BYTES), a_row)
+
+
+def _gathered_bytes(context_len: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """What `paged_decode` gathers for one sequence: its keys, its values, and where they are."""
-    _, num_kv_heads, _, head_dim = k_pool.shape
-    return context_len * num_kv_heads * (2 * head_dim * k_pool.itemsize + 16)
+    return context_len * num_kv_heads * (2 * head_dim * dtype.itemsize + 16)
 
 
 def _first_seen(num_queries: int, context_len: int, window: int | None) -> int:

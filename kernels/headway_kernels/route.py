@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 from headway_kernels.tiles import padded
 
 GONE = tl.constexpr(-(1 << 63))  # below every key
@@ -38,10 +38,8 @@ def route(
     more experts a token than there are.
     """
     if logits_TE.ndim != 2 or logits_TE.dtype not in DTYPES or logits_TE.stride(1) != 1:
-        raise ValueError(
-            "route: logits must be [tokens, experts] in a 16- or 32-bit float, experts dense, got "
-            f"{logits_TE.dtype} {list(logits_TE.shape)}, strides {list(logits_TE.stride())}"
-        )
+        expected = "[tokens, experts] in a 16- or 32-bit float, experts dense"
+        raise mismatch("route", "logits", expected, logits_TE)
     num_tokens, num_experts = logits_TE.shape
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"route: top_k must be from 1 to {num_experts} experts, got {top_k}")
@@ -69,10 +67,7 @@ def _result(name: str, given: Tensor | None, logits_TE: Tensor, top_k: int, dtyp
         return torch.empty(shape, dtype=dtype, device=logits_TE.device)
     fits = given.shape == shape and given.dtype == dtype and given.device == logits_TE.device
     if not fits or not given.is_contiguous():
-        raise ValueError(
-            f"route: {name} must be contiguous {dtype} {list(shape)} on {logits_TE.device}, got "
-            f"{given.dtype} {list(given.shape)} on {given.device}, strides {list(given.stride())}"
-        )
+        raise mismatch("route", name, f"contiguous {dtype} {list(shape)} on {logits_TE.device}", given)
     return given
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES
+from headway_kernels.launch import DTYPES, mismatch
 
 
 def check_logits(op: str, logits_SV: Tensor) -> None:
@@ -13,7 +13,9 @@ def check_logits(op: str, logits_SV: Tensor) -> None:
         or logits_SV.dtype not in DTYPES
         or (logits_SV.shape[1] and logits_SV.stride(1) != 1)
     ):
-        raise _error(op, "logits", "[rows, vocabulary] in a 16- or 32-bit float, vocabulary dense", logits_SV)
+        raise mismatch(
+            op, "logits", "[rows, vocabulary] in a 16- or 32-bit float, vocabulary dense", logits_SV
+        )
 
 
 def check_column(
@@ -21,23 +23,18 @@ def check_column(
 ) -> None:
     """Raise ValueError unless there is one value a row: [rows, 1], any stride."""
     if values_X1.shape != (num_rows, 1) or values_X1.dtype != dtype or values_X1.device != like.device:
-        raise _error(op, name, f"{dtype} [{num_rows}, 1] on {like.device}", values_X1)
+        raise mismatch(op, name, f"{dtype} [{num_rows}, 1] on {like.device}", values_X1)
 
 
 def check_vector(op: str, name: str, values_X: Tensor, num_rows: int, like: Tensor) -> None:
     """Raise ValueError unless there is one int64 a row, dense."""
     fits = values_X.shape == (num_rows,) and values_X.dtype == torch.int64 and values_X.is_contiguous()
     if not fits or values_X.device != like.device:
-        raise _error(op, name, f"int64 [{num_rows}] on {like.device}, dense", values_X)
+        raise mismatch(op, name, f"int64 [{num_rows}] on {like.device}, dense", values_X)
 
 
 def check_table(op: str, name: str, table_RV: Tensor, dtype: torch.dtype, like_SV: Tensor) -> None:
     """Raise ValueError unless it is a table over the vocabulary of `like_SV`, dense along it."""
     fits = table_RV.ndim == 2 and table_RV.shape[1] == like_SV.shape[1] and table_RV.stride(1) == 1
     if not fits or table_RV.dtype != dtype or table_RV.device != like_SV.device:
-        raise _error(op, name, f"{dtype} [rows, {like_SV.shape[1]}] on {like_SV.device}", table_RV)
-
-
-def _error(op: str, name: str, expected: str, found: Tensor) -> ValueError:
-    got = f"{found.dtype} {list(found.shape)} on {found.device}, strides {list(found.stride())}"
-    return ValueError(f"{op}: {name} must be {expected}, got {got}")
+        raise mismatch(op, name, f"{dtype} [rows, {like_SV.shape[1]}] on {like_SV.device}", table_RV)

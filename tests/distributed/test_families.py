@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from headway import LLM
 from headway.core.config import EngineConfig
 from headway.core.request import EngineRequest
 from headway.core.sampling import SamplingParams
@@ -315,6 +316,17 @@ def check_tokens(oracle: Oracle, *, tp: int, page_size: int, max_num_tokens: int
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_equal_those_of_transformers(name: str, tp: int, oracle: Get) -> None:
     check_tokens(oracle(name), tp=tp, page_size=4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "starcoder2"])
+def test_a_prompt_larger_than_the_pool_runs_where_every_layer_has_a_window(name: str, oracle: Get) -> None:
+    one = oracle(name)
+    longest = max(range(len(one.prompts)), key=lambda index: len(one.prompts[index]))
+    assert len(one.prompts[longest]) > 5 * 4
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    with LLM(str(one.folder), device="cpu", dtype="float32", num_pages=5, page_size=4) as llm:
+        (completion,) = llm.generate([one.prompts[longest]], params)
+    assert completion.token_ids == one.tokens[longest]
 
 
 @pytest.mark.full

@@ -217,7 +217,7 @@ def test_more_pages_than_there_is_memory_are_refused_with_the_sum(session: RaySe
         gqa.folder,
         config,
         StartError,
-        f"no memory for num_pages={1 << 28} KV pages: .* MiB for pages",
+        rf"no memory for {1 << 28:,} KV pages \(num_pages={1 << 28}\): .* MiB for pages",
     )
 
 

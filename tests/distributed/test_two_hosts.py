@@ -56,7 +56,7 @@ def test_two_hosts_meet_over_tcp_and_give_the_tokens_of_one() -> None:
         assert rendezvous.endpoint.port > 0
         both("meet", HOSTS, rendezvous)
         both("load")
-        leader, follower = both("begin", 32, HOSTS[0], "secret")
+        leader, follower = both("begin", (32,), HOSTS[0], "secret")
         assert follower is None
         link = SyncReplicaLink(leader.address, "secret")
         found = tokens_of(link.submit, link.next_events)

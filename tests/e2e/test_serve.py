@@ -122,7 +122,7 @@ def idle(client: Client) -> bool:
 def test_it_says_how_it_started_what_each_rank_holds_and_where_it_listens(server: Served) -> None:
     for word in ("Start-up, seconds", "spawn", "load", "Memory of rank 0.0", "Memory of rank 0.1"):
         assert word in server.said
-    assert server.said.count(str(NUM_PAGES)) == 2
+    assert server.said.count(f": {NUM_PAGES} pages (6 MiB) are what num_pages asks for") == 2
 
 
 def test_greedy_tokens_equal_those_of_transformers(client: Client, oracle: LlamaForCausalLM) -> None:

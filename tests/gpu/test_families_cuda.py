@@ -75,7 +75,7 @@ def loss_of_ours(token_ids: list[int]) -> float:
     """Nats a token of the demo model in bfloat16, through pages and prefill."""
     config = EngineConfig(device="cuda", dtype="bfloat16", num_pages=64, max_num_tokens=len(token_ids))
     shard = Shard(resolve("demo"), config, SoloCollectives(), torch.device("cuda", 0))
-    rank = shard.ready(64)
+    rank = shard.ready((64,))
     plan = largest_step(config, max_model_len=1024, num_groups=1)
     tables = RowTables(max_num_rows=1, num_groups=1, page_size=16, max_model_len=1024)
     tables.apply(replace(plan, admissions=(replace(plan.admissions[0], token_ids=tuple(token_ids)),)))

@@ -23,5 +23,17 @@ def test_a_batch_larger_than_the_bound_is_decoded_in_pieces_with_the_same_result
         "scale": 0.3,
     }
     whole = reference.paged_decode(q_BQD, k_pool, v_pool, **batch)
-    monkeypatch.setattr(reference_attention, "DECODE_BYTES", 2 * reference.decode_bytes(k_pool, max(lengths)))
+    shape: dict[str, Any] = {"num_kv_heads": 2, "head_dim": 8, "dtype": k_pool.dtype}
+    a_row = reference.decode_bytes(num_seqs=1, context_len=max(lengths), **shape)
+    assert a_row == 33 * 2 * (2 * 8 * 4 + 16), "keys, values and their rows"
+    assert reference.decode_bytes(num_seqs=5, context_len=max(lengths), **shape) == 5 * a_row
+    monkeypatch.setattr(reference_attention, "DECODE_BYTES", 2 * a_row)
+    assert reference.decode_bytes(num_seqs=5, context_len=max(lengths), **shape) == 2 * a_row
     torch.testing.assert_close(reference.paged_decode(q_BQD, k_pool, v_pool, **batch), whole)
+
+
+def test_on_a_gpu_decoding_gathers_nothing_and_says_so() -> None:
+    from headway_kernels import gpu
+
+    shape: dict[str, Any] = {"num_kv_heads": 2, "head_dim": 8, "dtype": torch.bfloat16}
+    assert gpu.decode_bytes(num_seqs=64, context_len=4096, **shape) == 0

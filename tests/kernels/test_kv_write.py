@@ -122,3 +122,12 @@ def arguments() -> dict[str, Any]:
 def test_an_argument_that_does_not_fit_is_named(name: str, value: Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=f"kv_write: {message}"):
         kv_write(**arguments() | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [([0, 1, 80], r"slots\[2\] must be from 0 to 79, got 80"), ([5, 1, 5], r"slots\[2\] must differ")],
+)
+def test_slots_are_looked_at_where_that_is_asked_for(slots: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"kv_write: {message}"):
+        kv_write(**arguments() | {"slots_T": torch.tensor(slots)}, check_values=True)

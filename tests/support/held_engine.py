@@ -104,9 +104,9 @@ class Setting:
 @contextmanager
 def setting(oracle: Oracle, *, held: bool = False) -> Iterator[Setting]:
     shard = Shard(oracle.folder, CONFIG, SoloCollectives(), pick_device("cpu"))
-    ranks = HeldRanks(SoloRanks(shard.ready(NUM_PAGES)), held=held)
+    ranks = HeldRanks(SoloRanks(shard.ready((NUM_PAGES,))), held=held)
     ended = SimpleQueue[tuple[str, str | None]]()
-    engine = build_engine(shard, ranks, NUM_PAGES)
+    engine = build_engine(shard, ranks, (NUM_PAGES,))
     now = [0.0]
     loop = EngineLoop(
         engine,

@@ -10,7 +10,7 @@ from checkpoints import Oracle
 from driving import make_request, run, tokens
 from headway.core.config import EngineConfig
 from headway.core.errors import DuplicateRequest, InvalidRequest, ReplicaError, ReplicaUnavailable
-from headway.core.request import EngineRequest, FinishReason, TokenEvent
+from headway.core.request import EngineRequest, FinishReason, Load, TokenEvent
 from headway.core.step import StepPlan
 from headway.engine.build import build_engine, solo_engine, thread_engine
 from headway.engine.channel import Connection
@@ -81,6 +81,26 @@ def test_an_abort_frees_the_pages_within_the_running_step(gqa: Oracle) -> None:
         assert end.num_pages_freed == 2  # of 4 slots, for the prompt's 5 tokens and two more
         assert it.listener.loads[-1].free_pages == NUM_PAGES
         assert it.ranks.num_launched == 2
+
+
+@pytest.mark.parametrize(("num_pages", "freed"), [(32, 3), (64, None)])
+def test_pages_freed_are_not_told_where_another_group_is_the_tightest_afterwards(
+    num_pages: int, freed: int | None
+) -> None:
+    class TwoGroups:
+        free = iter([(5, 32), (8, num_pages)])
+
+        def abort(self, request_id: str) -> bool:
+            return True
+
+        def load(self) -> Load:
+            free_pages, num_pages = next(self.free)
+            return Load(num_running=0, num_waiting=0, free_pages=free_pages, num_pages=num_pages, step=1)
+
+    engine = Engine(scheduler=TwoGroups(), ranks=None, info=None)  # type: ignore[arg-type]
+    end = engine.abort("a")
+    assert end is not None
+    assert end.num_pages_freed == freed
 
 
 def test_a_request_aborted_while_it_waits_for_a_row_is_told_so(gqa: Oracle) -> None:
@@ -255,8 +275,8 @@ def test_the_books_are_looked_through_when_work_has_run_out_and_seldom(
 
 def test_an_offline_replica_tells_refusals_and_failures_as_events(gqa: Oracle) -> None:
     shard = Shard(gqa.folder, CONFIG, SoloCollectives(), pick_device("cpu"))
-    ranks = HeldRanks(SoloRanks(shard.ready(NUM_PAGES)))
-    replica = OfflineReplica(build_engine(shard, ranks, NUM_PAGES))
+    ranks = HeldRanks(SoloRanks(shard.ready((NUM_PAGES,))))
+    replica = OfflineReplica(build_engine(shard, ranks, (NUM_PAGES,)))
     replica.submit(make_request("a", PROMPT))
     replica.submit(make_request("a", PROMPT))
     refused, token = replica.next_events()

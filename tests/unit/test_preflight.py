@@ -92,8 +92,10 @@ class NoGang:
     def __init__(self, session: NoRay, model: str, config: EngineConfig) -> None:
         self._model = model
 
-    def start(self, report: object) -> None:
+    def load(self, report: object) -> None:
         raise StartError(f"started with {self._model}")
+
+    start = load
 
     def stop(self) -> None:
         pass

@@ -2,15 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from headway.core.errors import DuplicateRequest, Overloaded, ReplicaUnavailable, UnknownRequest
+from headway.core.errors import (
+    DuplicateRequest,
+    InvalidRequest,
+    Overloaded,
+    ReplicaUnavailable,
+    UnknownRequest,
+)
 from headway.core.request import EngineRequest, FinishReason, Load, ReplicaInfo, TokenEvent
 from headway.core.sampling import SamplingParams
 from headway.serving import router as router_module
+from headway.serving.model import ServedModel
 from headway.serving.output import Delta, Output
 from headway.serving.router import Aborted, Router
+from headway.serving.sequences import make_sequences
 
 INFO = ReplicaInfo(
     world_size=1,
@@ -102,6 +112,24 @@ def test_the_least_busy_replica_takes_the_next_sequence() -> None:
         assert [request.request_id for request in busy.submitted] == ["a3"]
 
     routed(check, FakeReplica(), FakeReplica(busy=2))
+
+
+def test_the_longest_prompt_is_what_the_replica_says_even_where_its_pool_holds_fewer_tokens() -> None:
+    """Windows free pages as a sequence goes on: only the replica knows how far it comes."""
+
+    async def check(router: Router, replica: FakeReplica) -> None:
+        (longest,) = make_sequences(model, router.info, **request, prompt_ids=(1,) * 199)
+        router.open("a", [longest], None)
+        assert replica.submitted == [longest]
+        with pytest.raises(InvalidRequest, match=r"prompt must be 1 to 199 tokens .*, got 200"):
+            make_sequences(model, router.info, **request, prompt_ids=(1,) * 200)
+
+    model = ServedModel(name="m", eos_token_ids=(), tokenizer=None, template=None)
+    request: dict[str, Any] = {"request_id": "a", "sampling": SamplingParams(max_tokens=1)}
+    windowed = FakeReplica()
+    windowed.info = replace(INFO, max_model_len=200)
+    assert INFO.num_pages * INFO.page_size < 200
+    routed(check, windowed)
 
 
 def test_deltas_come_in_order_and_gather_while_the_reader_is_away() -> None:

@@ -213,6 +213,26 @@ def test_a_window_of_four_pages_keeps_at_most_six(page_size: int, prompt: int) -
     assert max(held) <= 6
 
 
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_at_32k_tokens_a_4096_window_keeps_an_eighth_of_the_pages_and_one(page_size: int) -> None:
+    full = 32_768 // page_size
+    scheduler = make_scheduler(
+        make_request(prompt=32_766),
+        num_pages=(full + 1, full + 1),
+        windows=(None, 4096),
+        page_size=page_size,
+        max_num_tokens=1024,
+        max_model_len=32_768,
+    )
+    while step(scheduler).num_tokens != (1022,):
+        pass
+    made = plan(scheduler)
+    held = [pages.num_pages - pages.num_free for pages in scheduler._groups.allocators]
+    assert made.num_tokens == (1,)
+    assert held[0] == full
+    assert full // 8 <= held[1] <= full // 8 + 1
+
+
 # Requests in and out
 
 

@@ -5,16 +5,19 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headway.core.config import EngineConfig
 from headway.core.request import EngineRequest, FinishReason, TokenEvent
 from headway.core.sampling import SamplingParams
 from headway.core.step import Admission, Ledger, SampledToken, StepPlan, StepResult
 from headway.scheduler.pages import IntegrityError, PageAllocator
 from headway.scheduler.scheduler import Scheduler
+from headway.sharding.pages import page_groups
 
 VOCAB = 11
 
@@ -221,17 +224,22 @@ def make_world(**changes) -> World:
 
 
 @st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """All settings of a world but its pages."""
+    return {
+        "run_ahead": draw(st.integers(0, 3)),
+        "windows": draw(st.sampled_from([(None,), (None, 6), (8,), (None, 1, 5), (3, None)])),
+        "page_size": draw(st.sampled_from([1, 2, 4])),
+        "max_num_rows": draw(st.integers(1, 6)),
+        "max_num_tokens": draw(st.integers(1, 20)),
+        "max_model_len": draw(st.integers(3, 40)),
+    }
+
+
+@st.composite
 def worlds(draw: st.DrawFn) -> World:
-    windows = draw(st.sampled_from([(None,), (None, 6), (8,), (None, 1, 5), (3, None)]))
-    return World(
-        run_ahead=draw(st.integers(0, 3)),
-        num_pages=tuple(draw(st.integers(3, 14)) for _ in windows),
-        windows=windows,
-        page_size=draw(st.sampled_from([1, 2, 4])),
-        max_num_rows=draw(st.integers(1, 6)),
-        max_num_tokens=draw(st.integers(1, 20)),
-        max_model_len=draw(st.integers(3, 40)),
-    )
+    shape = draw(shapes())
+    return World(num_pages=tuple(draw(st.integers(3, 14)) for _ in shape["windows"]), **shape)
 
 
 def arrivals(dice: random.Random, longest: int) -> Iterator[EngineRequest]:
@@ -283,6 +291,26 @@ def test_nobody_is_preempted_more_often_than_admission_promises(
         simulate(world, random.Random(seed))
     world.check_outcome()
     assert world.num_preempted <= len(growth_pages)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(shape=shapes(), full=st.integers(3, 60), seed=st.integers(0, 1 << 32))
+def test_more_pages_than_windows_are_said_to_fill_change_nothing(
+    shape: dict[str, Any], full: int, seed: int
+) -> None:
+    config = EngineConfig(**{name: shape[name] for name in ("page_size", "max_num_rows", "max_num_tokens")})
+    windows, max_model_len = shape["windows"], shape["max_model_len"]
+    groups = page_groups(windows, [1] * len(windows), config, max_model_len)
+    enough = [full if group.window is None else group.useful for group in groups]
+    ample = [full if group.window is None else 10 * group.useful for group in groups]
+    steps = []
+    for num_pages in (enough, ample):
+        world = World(num_pages=tuple(num_pages), **shape)
+        simulate(world, random.Random(seed))
+        world.check_outcome()
+        steps.append(world.device.num_steps)
+        steps.append(world.num_preempted)
+    assert steps[:2] == steps[2:]
 
 
 @pytest.mark.parametrize("run_ahead", [0, 1])

@@ -8,12 +8,15 @@ import torch
 from checkpoints import Oracle
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, StartError
-from headway.engine.build import shard_facts, solo_engine
+from headway.engine.build import ShardFacts, agree, shard_facts, solo_engine
 from headway.model.collectives import SoloCollectives
 from headway.model.spec import DecoderSpec, LayerSpec, Rope
-from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
+from headway.sharding.pages import PageGroup
+from headway.worker import shard as shard_module
+from headway.worker.kv_pool import KvPool, PoolBudget
 from headway.worker.shard import Shard, pick_device, pick_dtype
 from headway.worker.warm_up import num_pages, warm_up_plans
+from headway_kernels import reference
 
 CPU = torch.device("cpu")
 PAGE_SIZE = 4
@@ -36,35 +39,76 @@ def make_spec() -> DecoderSpec:
 
 def test_a_pool_takes_what_its_pages_were_said_to_take() -> None:
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
-        one = page_bytes(make_spec(), num_kv_heads=2, page_size=PAGE_SIZE, dtype=dtype)
-        assert one == 2 * 3 * 2 * PAGE_SIZE * 6 * size  # K and V, layers, heads, slots, values, bytes
-        pool = KvPool(make_spec(), num_pages=5, num_kv_heads=2, page_size=PAGE_SIZE, dtype=dtype, device=CPU)
-        assert pool.num_bytes == 5 * one
-        assert {k.shape for k in pool.k} == {v.shape for v in pool.v} == {(5, 2, PAGE_SIZE, 6)}
-        assert len(pool.k) == len(pool.v) == 3
+        layer = 2 * 2 * PAGE_SIZE * 6 * size  # K and V, heads, slots, values, bytes
+        found = make_spec().page_bytes(num_kv_heads=2, page_size=PAGE_SIZE, dtype_bytes=size)
+        assert found == (2 * layer, layer), "two layers see all, one has a window"
+        pool = KvPool(
+            make_spec(), num_pages=(5, 3), num_kv_heads=2, page_size=PAGE_SIZE, dtype=dtype, device=CPU
+        )
+        assert pool.num_bytes == 5 * 2 * layer + 3 * layer
+        for pools in (pool.k, pool.v):
+            assert [len(pool) for pool in pools] == [5, 3, 5]
+            assert {pool.shape[1:] for pool in pools} == {(2, PAGE_SIZE, 6)}
 
 
-def make_budget(**changes: Any) -> PoolBudget:
-    mib = 1 << 20
-    sizes = {"total": 1000 * mib, "taken": 500 * mib, "activations": 100 * mib, "page_bytes": 10 * mib}
-    return PoolBudget(**({"fraction": 0.9, "useful_pages": 1000} | sizes | changes))
+MIB = 1 << 20
+
+
+def make_group(*, mib: int = 10, useful: int = 1000, window: int | None = None) -> PageGroup:
+    return PageGroup(window=window, page_bytes=mib * MIB, useful=useful, least=min(useful, 4))
+
+
+def make_budget(*groups: PageGroup, taken: int = 500 * MIB) -> PoolBudget:
+    return PoolBudget(
+        total=1000 * MIB, fraction=0.9, taken=taken, activations=100 * MIB, groups=groups or (make_group(),)
+    )
+
+
+DEFAULT = EngineConfig()
 
 
 def test_a_budget_is_the_fraction_of_the_whole_less_what_is_taken_and_what_a_step_needs() -> None:
     budget = make_budget()
     assert budget.pool_bytes == 300 << 20
-    assert budget.num_pages == 30
+    assert budget.num_pages(DEFAULT) == (30,)
     assert str(budget) == ("1,000 MiB x 0.9 - 500 taken - 100 activations = 300 MiB for pages of 10,240 KiB")
 
 
 def test_no_more_pages_are_made_than_could_be_filled() -> None:
-    assert make_budget(useful_pages=7).num_pages == 7
+    assert make_budget(make_group(useful=7)).num_pages(DEFAULT) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("groups", "config", "end"),
+    [
+        ((make_group(),), DEFAULT, "10,240 KiB: 30 pages (300 MiB) fit"),
+        (
+            (make_group(useful=7),),
+            DEFAULT,
+            "10,240 KiB: 7 pages (70 MiB) are all that 64 rows can fill",
+        ),
+        (
+            (make_group(),),
+            EngineConfig(num_pages=9),
+            "10,240 KiB: 9 pages (90 MiB) are what num_pages asks for",
+        ),
+        (
+            (make_group(mib=1), make_group(mib=2, useful=20, window=8)),
+            DEFAULT,
+            "1,024 + 2,048 KiB: 260 + 20 pages (300 MiB) fit",
+        ),
+    ],
+)
+def test_the_sum_goes_down_to_the_pool_and_says_what_ends_it_there(
+    groups: tuple[PageGroup, ...], config: EngineConfig, end: str
+) -> None:
+    assert make_budget(*groups).describe(config).endswith(f"= 300 MiB for pages of {end}")
 
 
 @pytest.mark.parametrize("taken", [791 << 20, 2000 << 20])
 def test_memory_for_not_even_one_page_is_an_error_that_shows_the_sum(taken: int) -> None:
     with pytest.raises(StartError, match=r"no memory for KV pages: 1,000 MiB x 0\.9 - .* taken - 100 act"):
-        _ = make_budget(taken=taken).num_pages
+        make_budget(taken=taken).num_pages(DEFAULT)
 
 
 def make_shard(oracle: Oracle, **settings: Any) -> Shard:
@@ -74,22 +118,38 @@ def make_shard(oracle: Oracle, **settings: Any) -> Shard:
 def test_on_a_host_the_budget_is_what_is_available_and_pages_are_all_that_the_rows_can_use(
     gqa: Oracle,
 ) -> None:
-    budget = make_shard(gqa, max_num_rows=3, max_model_len=60, page_size=16).budget()
-    assert budget.num_pages == 3 * 4
+    shard = make_shard(gqa, max_num_rows=3, max_model_len=60, page_size=16)
+    assert shard.budget().num_pages(shard.config) == (3 * 4,)
+
+
+def test_a_hosts_memory_is_shared_by_all_its_ranks_of_whatever_replica(
+    gqa: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_module, "free_bytes", lambda: 1000 * MIB)
+    shard = make_shard(gqa)
+    assert [shard.budget(ranks_on_host=ranks).total for ranks in (1, 4)] == [1000 * MIB, 250 * MIB]
+
+
+def test_the_operations_say_what_decoding_takes_beside_the_pool(
+    gqa: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = make_shard(gqa, max_num_rows=3, max_model_len=60)
+    gathered = shard.budget().activations
+    monkeypatch.setattr(reference, "decode_bytes", lambda **shape: 0)
+    assert gathered - shard.budget().activations == 3 * 60 * 2 * (2 * 16 * 4 + 16)
 
 
 def test_more_pages_than_the_host_can_hold_are_an_error_that_says_how_much_they_take(gqa: Oracle) -> None:
     num_pages = 1 << 31
-    with pytest.raises(StartError, match=rf"no memory for {num_pages} KV pages \(\d+\.\d GiB\)"):
-        make_shard(gqa).ready(num_pages)
+    with pytest.raises(StartError, match=rf"no memory for {num_pages:,} KV pages \(\d+\.\d GiB\)"):
+        make_shard(gqa).ready((num_pages,))
 
 
 def test_more_pages_than_the_budget_has_are_refused_before_any_is_made(gqa: Oracle) -> None:
     # A host promises memory that it does not have: the pool would be made, and its rank killed later.
     num_pages = 1 << 24
-    with pytest.raises(
-        StartError, match=rf"no memory for num_pages={num_pages} KV pages: .* MiB for pages of 12 KiB"
-    ):
+    text = rf"no memory for {num_pages:,} KV pages \(num_pages={num_pages}\): .* for pages of 12 KiB"
+    with pytest.raises(StartError, match=text):
         shard_facts(make_shard(gqa, num_pages=num_pages))
 
 
@@ -118,7 +178,7 @@ def test_the_warm_up_fills_the_token_budget_then_decodes_with_every_power_of_two
     shard = make_shard(gqa, max_num_tokens=64, max_num_rows=21, max_model_len=30, page_size=PAGE_SIZE)
     plans = warm_up_plans(shard.config, max_model_len=shard.max_model_len, num_groups=1)
     assert plans[0].num_tokens == (30, 30)
-    rank = shard.ready(num_pages(plans))
+    rank = shard.ready((num_pages(plans),))
     found = [len(rank.launch(plan).result().tokens) for plan in plans]
     assert found == [2, 1, 2, 4, 8, 16, 21]
 
@@ -135,6 +195,13 @@ def test_the_warm_up_keeps_to_every_limit(rows: int, tokens: int, length: int, p
     assert len(plans) - 1 <= max(length - 1, 1), "a row computes a token a step, and samples one more"
     for grant in plans[1].grants:
         assert len(grant.pages) * page_size >= len(plans) - 1
+
+
+def test_ranks_agree_on_the_pages_that_all_of_them_have_room_for() -> None:
+    facts = [
+        ShardFacts(num_pages=counts, groups=(), weight_bytes=0, budget="") for counts in ((9, 3), (8, 4))
+    ]
+    assert agree(facts) == (8, 3)
 
 
 def test_an_engine_tells_what_it_is(gqa: Oracle) -> None:

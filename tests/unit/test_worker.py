@@ -162,7 +162,7 @@ def test_a_step_that_only_decodes_and_one_that_only_prefills_have_the_other_part
 
 def make_rank(oracle: Oracle) -> Rank:
     config = EngineConfig(max_num_rows=8, max_num_tokens=24, page_size=PAGE_SIZE, max_model_len=80)
-    return Shard(oracle.folder, config, SoloCollectives(), CPU).ready(24)
+    return Shard(oracle.folder, config, SoloCollectives(), CPU).ready((24,))
 
 
 def make_scheduler() -> Scheduler:

@@ -40,14 +40,14 @@ def _once(graph: torch.cuda.CUDAGraph) -> float:
 
 def _captured(contender: Contender) -> torch.cuda.CUDAGraph | None:
     """The contender's graph, replayed once; None where it does not run, as some backends with some shapes."""
+    graph = torch.cuda.CUDAGraph()
     try:
         contender()
         torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            contender()
+        graph.replay()
+        torch.cuda.synchronize()
     except RuntimeError:
         return None
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        contender()
-    graph.replay()
-    torch.cuda.synchronize()
     return graph

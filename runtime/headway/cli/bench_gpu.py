@@ -57,7 +57,11 @@ def kernels(
     from headway.bench.kernels import cases, measure
 
     device = _gpu("kernels")
-    figures = [measure(case, repeats) for case in cases(op)]
+    figures = []
+    for case in cases(op):
+        figures.append(measure(case, repeats))
+        times = ", ".join(f"{name} {us:.1f}" for name, us in figures[-1].us.items())
+        typer.echo(f"{case.op}, {case.shape}: {times}", err=True)  # it takes minutes: say where it is
     rows = [
         (
             one.op,

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 from headway.cluster.gang import Gang, Replica
@@ -52,11 +54,18 @@ async def deploy(
             stack.callback(gang.stop)
         server = await Server.start(model, [], server_config)
         stack.push_async_callback(server.stop)  # before the gangs: streams end in an orderly way
-        replicas = await asyncio.gather(*(asyncio.to_thread(gang.start, report) for gang in gangs))
+        replicas = await _start(gangs, report)
         for replica in replicas:
             link = await ReplicaLink.connect(replica.target, replica.token)
             server.router.add(link)
         yield Deployment(server=server, replicas=replicas, seconds=time.monotonic() - start)
+
+
+async def _start(gangs: Sequence[Gang], report: Report) -> list[Replica]:
+    """All at once, but none sizes its pools before each has its weights: hosts may be shared."""
+    hosts = await asyncio.gather(*(asyncio.to_thread(gang.load, report) for gang in gangs))
+    ranks_on_host = Counter(chain.from_iterable(hosts))
+    return await asyncio.gather(*(asyncio.to_thread(gang.begin, ranks_on_host, report) for gang in gangs))
 
 
 @contextlib.contextmanager

@@ -23,23 +23,26 @@ def print_start(replicas: "Sequence[Replica]", ray_seconds: float) -> None:
     )
     print_table(
         "Ranks",
-        ("rank", "weights", "pages", "a page", "pool", "tokens"),
+        ("rank", "weights", "layers see", "pages", "a page", "pool", "tokens"),
         [
             (
                 f"{index}.{rank}",
                 format_bytes(shard.weight_bytes),
-                f"{replica.info.num_pages:,}",
-                format_bytes(shard.page_bytes),
-                format_bytes(replica.info.num_pages * shard.page_bytes),
-                f"{replica.info.num_pages * replica.info.page_size:,}",
+                f"{group.window:,}" if group.window else "all",
+                f"{num_pages:,}",
+                format_bytes(group.page_bytes),
+                format_bytes(num_pages * group.page_bytes),
+                f"{num_pages * replica.info.page_size:,}",
             )
             for index, replica in enumerate(replicas)
             for rank, shard in enumerate(replica.shards)
+            for group, num_pages in zip(shard.groups, replica.num_pages, strict=True)
         ],
     )
     for index, replica in enumerate(replicas):
         for rank, shard in enumerate(replica.shards):
-            print_line(f"Memory of rank {index}.{rank}: {shard.budget}")
+            agreed = " here, fewer on another rank" if shard.num_pages != replica.num_pages else ""
+            print_line(f"Memory of rank {index}.{rank}: {shard.budget}{agreed}")
 
 
 def print_line(text: str) -> None:

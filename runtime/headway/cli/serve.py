@@ -29,7 +29,9 @@ def serve(
         int | None, typer.Option(help="Tokens a sequence may have. [the model's context]")
     ] = None,
     page_size: Annotated[int, typer.Option(help="Tokens a page of the KV pool holds.")] = 16,
-    num_pages: Annotated[int | None, typer.Option(help="Pages of the pool. [what memory allows]")] = None,
+    num_pages: Annotated[
+        int | None, typer.Option(help="Pages of layers without a window. [what memory allows]")
+    ] = None,
     memory_fraction: Annotated[float, typer.Option(help="Part of the device's memory to use.")] = 0.9,
     max_num_rows: Annotated[int, typer.Option(help="Sequences that run at once.")] = 64,
     max_num_tokens: Annotated[int, typer.Option(help="Tokens computed a step.")] = 1024,

@@ -5,7 +5,9 @@ Ray is needed to start and to stop; once the ranks have met, no token passes thr
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from headway.core.env import ACTOR_VARIABLES
 from headway.core.errors import HeadwayError, StartError, counted
 from headway.core.progress import Report, silent
 from headway.core.request import ReplicaInfo
-from headway.engine.build import ShardFacts
+from headway.engine.build import ShardFacts, agree
 
 PLACE_TIMEOUT_S = 25.0
 STOP_TIMEOUT_S = 5.0
@@ -26,17 +28,25 @@ CPUS_PER_RANK = {"cpu": 0.1, "cuda": 1.0}  # a rank on a GPU wants a core; ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """A replica that takes requests at `target`, and how long each phase of its start took in seconds."""
+    """A replica that takes requests at `target`, and how long each phase of its start took in seconds.
+
+    num_pages: of each page group, on every rank.
+    """
 
     target: str
     token: str
     info: ReplicaInfo
+    num_pages: tuple[int, ...]
     shards: tuple[ShardFacts, ...]
     phases: dict[str, float]
 
 
 class Gang:
-    """The ranks of one replica. `start` either returns with all of them at work or leaves none behind."""
+    """The ranks of one replica. A start either ends with all of them at work or leaves none behind.
+
+    `start` is `load` and `begin`. Where replicas start together, each must have loaded before one begins:
+    only then is it known how many ranks share what a host has free, and have all of them taken their weights.
+    """
 
     def __init__(self, session: RaySession, model: str, config: EngineConfig) -> None:
         self._session = session
@@ -45,6 +55,8 @@ class Gang:
         self._config = config
         self._group: Any = None
         self._actors: list[Any] = []
+        self._hosts: list[str] = []
+        self._deadline = 0.0
         self._phases: dict[str, float] = {}
 
     def start(self, report: Report = silent) -> Replica:
@@ -53,26 +65,47 @@ class Gang:
         Raises StartError with the cause and the rank if one cannot start, or after
         `config.start_timeout_s`; ModelError and ConfigError as the ranks find them.
         """
+        return self.begin(Counter(self.load(report)), report)
+
+    def load(self, report: Report = silent) -> Sequence[str]:
+        """Place the ranks and load their weights; returns the address of each rank's host."""
+        self._deadline = time.monotonic() + self._config.start_timeout_s
+        with self._or_none_left():
+            self._phase("place", self._place)
+            self._hosts = self._phase("spawn", lambda: self._all("locate"))
+            self._phase("meet", self._meet)
+            self._phase("load", lambda: self._all("load", report=report))
+        return self._hosts
+
+    def begin(self, ranks_on_host: Mapping[str, int], report: Report = silent) -> Replica:
+        """Size the pools and take up work.
+
+        ranks_on_host: by address, the loaded ranks that share a host's memory, those of other replicas
+            included.
+        """
+        with self._or_none_left():
+            shards = self._phase("warm up", lambda: self._all("warm_up", ranks_on_host, report=report))
+            num_pages = agree(shards)
+            link_host = LOOPBACK if self._session.local else self._hosts[0]
+            token = secrets.token_hex(32)
+            services = self._phase("begin", lambda: self._all("begin", num_pages, link_host, token))
+        return Replica(
+            target=services[0].address,
+            token=token,
+            info=services[0].info,
+            num_pages=num_pages,
+            shards=tuple(shards),
+            phases=self._phases,
+        )
+
+    @contextmanager
+    def _or_none_left(self) -> Iterator[None]:
+        """Whatever keeps a rank from starting ends them all."""
         try:
-            return self._start(time.monotonic() + self._config.start_timeout_s, report)
+            yield
         except BaseException:
             self.stop()
             raise
-
-    def _start(self, deadline: float, report: Report) -> Replica:
-        self._phase("place", self._place)
-        hosts = self._phase("spawn", lambda: self._all("locate", deadline))
-        token = secrets.token_hex(32)
-        self._phase("meet", lambda: self._meet(hosts, deadline))
-        self._phase("load", lambda: self._all("load", deadline, report=report))
-        shards = self._phase("warm up", lambda: self._all("warm_up", deadline, report=report))
-        num_pages = min(shard.num_pages for shard in shards)
-        link_host = LOOPBACK if self._session.local else hosts[0]
-        services = self._phase("begin", lambda: self._all("begin", deadline, num_pages, link_host, token))
-        leader = services[0]
-        return Replica(
-            target=leader.address, token=token, info=leader.info, shards=tuple(shards), phases=self._phases
-        )
 
     def _place(self) -> None:
         """Reserve a place for every rank, then create the actors there."""
@@ -113,9 +146,9 @@ class Gang:
             )
         return {"CPU": CPUS_PER_RANK["cuda"], "GPU": 1.0}
 
-    def _meet(self, hosts: list[str], deadline: float) -> None:
-        rendezvous = self._wait([self._actors[0].open.remote(hosts)], "open", deadline)[0]
-        self._all("meet", deadline, hosts, rendezvous)
+    def _meet(self) -> None:
+        rendezvous = self._wait([self._actors[0].open.remote(self._hosts)], "open")[0]
+        self._all("meet", self._hosts, rendezvous)
 
     def _phase(self, name: str, run: Callable[[], Any]) -> Any:
         start = time.monotonic()
@@ -123,14 +156,12 @@ class Gang:
         self._phases[name] = time.monotonic() - start
         return result
 
-    def _all(self, method: str, deadline: float, *arguments: Any, report: Report | None = None) -> list[Any]:
+    def _all(self, method: str, *arguments: Any, report: Report | None = None) -> list[Any]:
         """Call `method` on every rank at once."""
         refs = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        return self._wait(refs, method, deadline, report)
+        return self._wait(refs, method, report)
 
-    def _wait(
-        self, refs: Sequence[Any], method: str, deadline: float, report: Report | None = None
-    ) -> list[Any]:
+    def _wait(self, refs: Sequence[Any], method: str, report: Report | None = None) -> list[Any]:
         """The results in order of rank. The first rank that fails decides: the others may wait for it."""
         pending = list(refs)
         while pending:
@@ -139,7 +170,7 @@ class Gang:
                 self._result(ref, refs.index(ref), method)
             if report is not None:
                 self._tell(report)
-            if pending and time.monotonic() > deadline:
+            if pending and time.monotonic() > self._deadline:
                 late = [refs.index(ref) for ref in pending]
                 raise StartError(
                     f"ranks {late} did not finish '{method}' within start_timeout_s "

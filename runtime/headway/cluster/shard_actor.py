@@ -5,6 +5,7 @@ which they stand here, on every rank at once; `progress` may be called at any ti
 """
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,9 +81,10 @@ class ShardActor:
 
     def meet(self, hosts: list[str], rendezvous: Rendezvous) -> None:
         """Join the step channel and the collectives. Raises StartError if a rank does not come."""
+        self._host = hosts[self._rank]
         self._single_host = len(set(hosts)) == 1
         if self._device.type == "cpu":
-            torch.set_num_threads(max(torch.get_num_threads() // hosts.count(hosts[self._rank]), 1))
+            torch.set_num_threads(max(torch.get_num_threads() // hosts.count(self._host), 1))
         if self._listener is not None:
             self._channel = self._listener.accept(len(hosts) - 1, CHANNEL_TIMEOUT_S)
         else:
@@ -92,7 +94,7 @@ class ShardActor:
             self._store,
             self._rank,
             len(hosts),
-            host=self._address(hosts[self._rank]),
+            host=self._address(self._host),
             device=self._device,
             timeout_s=self._config.step_timeout_s,
         )
@@ -102,12 +104,15 @@ class ShardActor:
         note = partial(self._note_progress, WEIGHTS)
         self._shard = Shard(resolve(self._model), self._config, self._collectives, self._device, note)
 
-    def warm_up(self) -> ShardFacts:
-        """On a GPU compile the kernels; size the pool. Raises StartError where no page fits."""
-        return shard_facts(self._shard, self._note_progress)
+    def warm_up(self, ranks_on_host: Mapping[str, int]) -> ShardFacts:
+        """On a GPU compile the kernels; size the pool. Raises StartError where no page fits.
 
-    def begin(self, num_pages: int, link_host: str, token: str) -> Service | None:
-        """Take up work; the leader returns where its link listens."""
+        ranks_on_host: by the address of a host, the ranks that share its memory.
+        """
+        return shard_facts(self._shard, ranks_on_host[self._host], self._note_progress)
+
+    def begin(self, num_pages: tuple[int, ...], link_host: str, token: str) -> Service | None:
+        """Take up work; the leader returns where its link listens. num_pages: of each page group."""
         rank = self._shard.ready(num_pages)
         if self._rank:
             threading.Thread(target=self._follow, args=(rank,), name="follow", daemon=True).start()

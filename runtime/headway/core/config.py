@@ -16,7 +16,8 @@ class EngineConfig:
     device, dtype: "auto" takes a GPU where there is one; float32 on a CPU, the checkpoint's on a GPU.
     max_model_len: tokens a sequence may have; None takes the model's context length.
     page_size: tokens a page of the KV pool holds.
-    num_pages: pages of the pool, a group of layers; None sizes it from what is free.
+    num_pages: pages of the pool for layers without a window (where all have one, for those with the
+        widest); other layers get as many as their windows can use. None sizes all from what is free.
     memory_fraction: of the device's memory that weights, pool and activations may take together.
     max_num_rows: sequences that may run at once.
     max_num_tokens: tokens computed a step: the budget that chunked prefill shares with decoding.

@@ -78,10 +78,10 @@ class ReplicaInfo:
     device: str  # "cpu", or the GPU's name
     dtype: str
     vocab_size: int
-    max_model_len: int  # tokens a sequence may have, prompt and output
+    max_model_len: int  # tokens a sequence may have, prompt and output, by the context and the pool
     page_size: int
-    num_pages: int  # a rank, a group of layers
-    pool_bytes: int  # a rank
+    num_pages: int  # a rank, in the layers without a window; where all have one, in those with the widest
+    pool_bytes: int  # a rank, all layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

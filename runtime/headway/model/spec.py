@@ -198,6 +198,11 @@ class DecoderSpec:
         groups = {window: group for group, window in enumerate(self.windows)}
         return tuple(groups[layer.window] for layer in self.layers)
 
+    def page_bytes(self, *, num_kv_heads: int, page_size: int, dtype_bytes: int) -> tuple[int, ...]:
+        """Bytes of K and V of one page in all layers of each page group, with `num_kv_heads` on a rank."""
+        layer = 2 * num_kv_heads * page_size * self.head_dim * dtype_bytes
+        return tuple(layer * self.layer_groups.count(group) for group in range(len(self.windows)))
+
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """The distinct rotary embeddings in order of first use; none where positions come otherwise."""

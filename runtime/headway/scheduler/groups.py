@@ -13,6 +13,7 @@ from headway.core.errors import ConfigError
 from headway.core.step import PageGrant
 from headway.scheduler.pages import IntegrityError, PageAllocator
 from headway.scheduler.sequence import NEVER, Sequence
+from headway.sharding.pages import num_touched
 
 
 class PageGroups:
@@ -25,15 +26,7 @@ class PageGroups:
         self.allocators = tuple(PageAllocator(count) for count in num_pages)
         self._windowed = tuple((group, window) for group, window in enumerate(windows) if window is not None)
         # The most pages that a sequence must hold at once in each group, to compute one more token.
-        self._span = tuple(NEVER if window is None else self._window_pages(window) for window in windows)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens that a sequence alone in the pool can have; NEVER (2^62) where only windows bound it."""
-        return min(
-            NEVER if span <= allocator.num_pages else allocator.num_pages * self.page_size
-            for span, allocator in zip(self._span, self.allocators, strict=True)
-        )
+        self._span = tuple(NEVER if window is None else num_touched(window, page_size) for window in windows)
 
     @property
     def windowed(self) -> bool:
@@ -105,10 +98,6 @@ class PageGroups:
                         f"page {page} of group {group} is in {held[group][page]} tables, "
                         f"but has {allocator.num_refs(page)} references"
                     )
-
-    def _window_pages(self, window: int) -> int:
-        """Pages that `window` consecutive positions can touch, wherever they begin."""
-        return (window + self.page_size - 2) // self.page_size + 1
 
     def _set_drop_at(self, sequence: Sequence) -> None:
         sequence.drop_at = min(

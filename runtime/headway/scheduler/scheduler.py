@@ -17,6 +17,7 @@ from headway.scheduler.ending import finish_reason
 from headway.scheduler.groups import PageGroups
 from headway.scheduler.roster import Roster
 from headway.scheduler.sequence import Sequence
+from headway.sharding.pages import longest_sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class Scheduler:
         max_model_len: int,
     ) -> None:
         self._groups = PageGroups(num_pages=num_pages, windows=windows, page_size=page_size)
-        self.max_model_len = min(max_model_len, self._groups.max_model_len)
+        self.max_model_len = longest_sequence(
+            max_model_len, num_pages=num_pages, windows=windows, page_size=page_size
+        )
         if self.max_model_len < 2:
             raise ConfigError(
                 f"max_model_len must be at least 2 (context and page pool), got {self.max_model_len}"

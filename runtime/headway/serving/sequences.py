@@ -17,8 +17,8 @@ def draw_seed() -> int:
 
 
 def max_prompt_tokens(info: ReplicaInfo) -> int:
-    """The context or the page pool, whichever is smaller, less one token to generate."""
-    return min(info.max_model_len, info.num_pages * info.page_size) - 1
+    """One token less than a sequence may have: that one is generated. The pool is in the figure already."""
+    return info.max_model_len - 1
 
 
 def make_sequences(

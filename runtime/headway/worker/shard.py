@@ -4,6 +4,7 @@ All ranks must agree on the number of pages, so it is settled between `budget` a
 starts them.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from headway.model.decoder import Decoder
 from headway.model.folder import read_spec
 from headway.model.loader import Progress, load
 from headway.model.weights import shard_plan
-from headway.worker.kv_pool import KvPool, PoolBudget, page_bytes
+from headway.sharding.pages import PageGroup, page_groups, pool_bytes
+from headway.worker.kv_pool import KvPool, PoolBudget
 from headway.worker.rank import Rank
 from headway.worker.warm_up import num_pages, warm_up_plans
-from headway_kernels import reference
 
 # By kind of device; imported where it is used, since Triton is not to be had everywhere.
 OPS = {"cpu": "headway_kernels.reference", "cuda": "headway_kernels.gpu"}
@@ -83,51 +84,50 @@ class Shard:
         self._decoder = Decoder(self.spec, mine.heads, params, mine.vocab, collectives, self._ops)
 
     @property
-    def page_bytes(self) -> int:
-        return page_bytes(
-            self.spec,
+    def page_groups(self) -> tuple[PageGroup, ...]:
+        sizes = self.spec.page_bytes(
             num_kv_heads=self._heads.num_kv_heads,
             page_size=self.config.page_size,
-            dtype=self.dtype,
+            dtype_bytes=self.dtype.itemsize,
         )
+        return page_groups(self.spec.windows, sizes, self.config, self.max_model_len)
 
-    def budget(self, progress: Progress = lambda done, total: None) -> PoolBudget:
+    def budget(self, ranks_on_host: int = 1, progress: Progress = lambda done, total: None) -> PoolBudget:
         """What is left for pages here. On a GPU every rank must call it together: it runs the warm-up.
 
+        ranks_on_host: that share the host's memory, of whatever replica; each has its weights already.
         progress: called as (steps run, steps to run) of the warm-up.
         """
-        pages_a_row = -(-self.max_model_len // self.config.page_size)
-        useful = self.config.max_num_rows * pages_a_row
-        fraction = self.config.memory_fraction
         if self.device.type == "cpu":
-            available = free_bytes() // self._collectives.world_size
-            return PoolBudget(
-                total=available,
-                fraction=fraction,
-                taken=0,  # what is available is net of the weights already
-                activations=_cpu_activations(self) + self._decode_bytes,
-                page_bytes=self.page_bytes,
-                useful_pages=useful,
-            )
-        activations = self._measure_activations(progress)
-        free, total = torch.cuda.mem_get_info(self.device)
+            total, taken = free_bytes() // ranks_on_host, 0  # that is net of the weights already
+            activations = _cpu_activations(self)
+        else:
+            activations = self._measure_activations(progress)
+            free, total = torch.cuda.mem_get_info(self.device)
+            taken = total - free
         return PoolBudget(
             total=total,
-            fraction=fraction,
-            taken=total - free,
+            fraction=self.config.memory_fraction,
+            taken=taken,
             activations=activations + self._decode_bytes,
-            page_bytes=self.page_bytes,
-            useful_pages=useful,
+            groups=self.page_groups,
         )
 
     @property
     def _decode_bytes(self) -> int:
-        """The most that a step of decoding gathers of the pool, one layer at a time."""
-        a_row = self.max_model_len * self.page_bytes // (self.config.page_size * self.spec.num_layers)
-        return max(min(self.config.max_num_rows * a_row, reference.DECODE_BYTES), a_row)
+        """What a step of decoding needs of its own, which no warm-up shows: its contexts are short."""
+        needed = self._ops.decode_bytes(
+            num_seqs=self.config.max_num_rows,
+            context_len=self.max_model_len,
+            num_kv_heads=self._heads.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype=self.dtype,
+        )
+        assert isinstance(needed, int)
+        return needed
 
-    def ready(self, num_pages: int) -> Rank:
-        """The rank, with a pool of `num_pages` in each group."""
+    def ready(self, num_pages: Sequence[int]) -> Rank:
+        """The rank, with a pool of `num_pages`, a number a page group."""
         try:
             pool = KvPool(
                 self.spec,
@@ -138,8 +138,8 @@ class Shard:
                 device=self.device,
             )
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            size = num_pages * self.page_bytes / 2**30
-            raise StartError(f"no memory for {num_pages} KV pages ({size:.1f} GiB)") from error
+            size = pool_bytes(num_pages, self.page_groups) / 2**30
+            raise StartError(f"no memory for {sum(num_pages):,} KV pages ({size:.1f} GiB)") from error
         return Rank(
             decoder=self._decoder,
             collectives=self._collectives,
@@ -153,12 +153,11 @@ class Shard:
 
     def _measure_activations(self, progress: Progress) -> int:
         """Peak bytes of the warm-up's steps beyond what is held before them, and what they leave cached."""
-        plans = warm_up_plans(
-            self.config, max_model_len=self.max_model_len, num_groups=len(self.spec.windows)
-        )
+        num_groups = len(self.spec.windows)
+        plans = warm_up_plans(self.config, max_model_len=self.max_model_len, num_groups=num_groups)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        rank = self.ready(num_pages(plans))
+        rank = self.ready((num_pages(plans),) * num_groups)
         pool_bytes = rank.pool.num_bytes
         for index, plan in enumerate(plans):
             progress(index, len(plans))

@@ -26,13 +26,16 @@ def _prefill(
     device: str, *, head_dim: int, dtype: torch.dtype = torch.bfloat16, tokens: int = 512, **options: Any
 ) -> Launch:
     q, k_pool, v_pool = _inputs(device, tokens, 4, head_dim, dtype)
+    table = torch.arange(NUM_PAGES, dtype=torch.int32, device=device)[None]
+    starts = torch.tensor([0, tokens], dtype=torch.int32, device=device)
+    lens = torch.tensor([tokens], dtype=torch.int32, device=device)
     return lambda: flash_prefill(
         q,
         k_pool,
         v_pool,
-        page_table_SP=torch.arange(NUM_PAGES, dtype=torch.int32, device=device)[None],
-        query_starts=torch.tensor([0, tokens], dtype=torch.int32, device=device),
-        context_lens_S=torch.tensor([tokens], dtype=torch.int32, device=device),
+        page_table_SP=table,
+        query_starts=starts,
+        context_lens_S=lens,
         lengths=[(tokens, tokens)],
         group_bounds=(0, 4, 8),
         scale=0.1,
