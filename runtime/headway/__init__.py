@@ -7,10 +7,11 @@ if TYPE_CHECKING:
     from headway.core.errors import HeadwayError
     from headway.core.request import Completion
     from headway.core.sampling import SamplingParams
+    from headway.core.version import __version__
     from headway.llm import LLM
     from headway.serving.client import AsyncClient, Client
 
-__all__ = ["LLM", "AsyncClient", "Client", "Completion", "HeadwayError", "SamplingParams"]
+__all__ = ["LLM", "AsyncClient", "Client", "Completion", "HeadwayError", "SamplingParams", "__version__"]
 
 _HOMES = {
     "LLM": "headway.llm",
@@ -19,6 +20,7 @@ _HOMES = {
     "Completion": "headway.core.request",
     "HeadwayError": "headway.core.errors",
     "SamplingParams": "headway.core.sampling",
+    "__version__": "headway.core.version",
 }
 
 

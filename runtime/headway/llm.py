@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from headway.cluster.preflight import preflight
+from headway.cluster.preflight import FoundModel, preflight
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, HeadwayError, InvalidRequest
 from headway.core.progress import Report, silent
 from headway.core.request import Completion, EngineRequest, ReplicaInfo, TokenEvent
 from headway.core.sampling import SamplingParams
-from headway.model.folder import read_spec
 from headway.serving.model import Prompt, ServedModel, check_prompt_kind
 from headway.serving.output import Delta, Output, collect
 from headway.serving.sequences import make_sequences
@@ -55,21 +53,20 @@ class LLM:
         if unknown := engine.keys() - EngineConfig.__dataclass_fields__.keys():
             raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; see headway.core.config.EngineConfig")
         config = EngineConfig(tp=tp, device=device, dtype=dtype, **engine)
-        folder = preflight(model, config, ray=ray if tp > 1 else "local")
-        spec = read_spec(folder)
+        found = preflight(model, config, ray=ray if tp > 1 else "local")
         self.config = config
-        self._model = ServedModel.load(folder, name=model, eos_token_ids=spec.eos_token_ids)
+        self._model = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
         self._num_requests = 0
         self._events: dict[str, list[TokenEvent]] = {}  # of each running sequence: what nobody has read yet
         self._resources = ExitStack()
-        self._replica: OfflineLink | None = self._start(model, folder, config, ray, report)
+        self._replica: OfflineLink | None = self._start(found, config, ray, report)
 
-    def _start(self, model: str, folder: Path, config: EngineConfig, ray: str, report: Report) -> OfflineLink:
+    def _start(self, model: FoundModel, config: EngineConfig, ray: str, report: Report) -> OfflineLink:
         if config.tp == 1:
             from headway.engine.build import solo_engine
             from headway.engine.offline import OfflineReplica
 
-            local = OfflineReplica(solo_engine(folder, config, report))
+            local = OfflineReplica(solo_engine(model.folder, config, report))
             self._resources.callback(local.close)
             return local
         from headway.cluster.gang import Gang
@@ -78,7 +75,7 @@ class LLM:
 
         with ExitStack() as stack:
             session = stack.enter_context(RaySession(ray, num_ranks=config.tp))
-            gang = Gang(session, model, config)
+            gang = Gang(session, model.source, config)
             stack.callback(gang.stop)
             replica = gang.start(report)
             link = SyncReplicaLink(replica.target, replica.token)
@@ -104,7 +101,7 @@ class LLM:
         prompts: a text, token ids, chat messages, or a list of those. Raises InvalidRequest before any
         prompt is started, ReplicaUnavailable if ranks are lost, HeadwayError after `close`.
         """
-        batches = [self._sequences(prompt, params or SamplingParams()) for prompt in _several(prompts)]
+        batches = self._batches(prompts, params or SamplingParams())
         found: dict[str, list[Delta]] = {seq.request_id: [] for batch in batches for seq in batch}
         for request_id, delta in self._run(batches):
             found[request_id].append(delta)
@@ -128,6 +125,20 @@ class LLM:
                 collect([delta])  # raises what it ended with
             if delta.text:
                 yield delta.text
+
+    def _batches(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams
+    ) -> list[list[EngineRequest]]:
+        """The sequences of each prompt. What is wrong with one of several says which."""
+        one = _is_one(prompts)
+        several: Sequence[Any] = [prompts] if one else prompts
+        batches = []
+        for index, prompt in enumerate(several):
+            try:
+                batches.append(self._sequences(prompt, params))
+            except InvalidRequest as error:
+                raise (error if one else _of_prompt(index, error)) from None
+        return batches
 
     def _sequences(self, prompt: Prompt, params: SamplingParams) -> list[EngineRequest]:
         self._num_requests += 1
@@ -204,8 +215,17 @@ class LLM:
         self.close()
 
 
-def _several(prompts: Any) -> list[Prompt]:
-    """A list of prompts. A text, or a list of ids or of messages, is one prompt."""
+def _is_one(prompts: Any) -> bool:
+    """Whether it is one prompt: a text, or a list of ids or of messages."""
     check_prompt_kind(prompts)
-    one = isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping))
-    return [prompts] if one else list(prompts)
+    return isinstance(prompts, str) or bool(prompts and isinstance(prompts[0], int | Mapping))
+
+
+def _of_prompt(index: int, error: InvalidRequest) -> InvalidRequest:
+    """`error` with its field as the caller of `generate` knows it, if it is about a prompt."""
+    name, bracket, rest = error.field.partition("[")
+    if name == "prompt":
+        return InvalidRequest(f"prompts[{index}]{bracket}{rest}", error.limit, error.value)
+    if name in ("text", "token_ids", "messages"):
+        return InvalidRequest(f"prompts[{index}].{error.field}", error.limit, error.value)
+    return error

@@ -23,7 +23,15 @@ from headway.cluster.gang import Gang, Replica
 from headway.cluster.session import RaySession
 from headway.core import env
 from headway.core.config import EngineConfig
-from headway.core.errors import ConfigError, HeadwayError, ModelError, ReplicaUnavailable, StartError
+from headway.core.errors import (
+    ConfigError,
+    HeadwayError,
+    InvalidRequest,
+    ModelError,
+    ReplicaUnavailable,
+    StartError,
+    StepMismatch,
+)
 from headway.core.request import Load, TokenEvent
 from headway.link.client import ReplicaLink
 from headway.link.sync_client import SyncReplicaLink
@@ -205,7 +213,11 @@ def test_a_folder_that_is_gone_is_named_and_no_actor_is_left(session: RaySession
 def test_more_pages_than_there_is_memory_are_refused_with_the_sum(session: RaySession, gqa: Oracle) -> None:
     config = EngineConfig(tp=2, device="cpu", num_pages=1 << 28)
     check_refusal(
-        session, gqa.folder, config, StartError, f"no memory for {1 << 28:,} KV pages: .* MiB for pages"
+        session,
+        gqa.folder,
+        config,
+        StartError,
+        rf"no memory for {1 << 28:,} KV pages \(num_pages={1 << 28}\): .* MiB for pages",
     )
 
 
@@ -223,6 +235,22 @@ def test_ranks_that_are_late_are_named_with_what_they_were_at(session: RaySessio
     config = EngineConfig(tp=2, device="cpu", num_pages=64, start_timeout_s=1.0)
     text = r"ranks \[[01, ]+\] did not finish 'locate' within start_timeout_s \(1 s\)"
     check_refusal(session, gqa.folder, config, StartError, text)
+
+
+@pytest.mark.parametrize(
+    "error", [StepMismatch(1, 7, "its pages differ"), InvalidRequest("n", "1", 3), ModelError("no weights")]
+)
+def test_the_error_of_a_rank_arrives_as_it_was_raised(
+    session: RaySession, gqa: Oracle, error: HeadwayError
+) -> None:
+    def fail(error: HeadwayError) -> None:
+        raise error
+
+    gang = Gang(session, str(gqa.folder), CONFIG)
+    ref = session.ray.remote(num_cpus=0)(fail).remote(error)
+    with pytest.raises(type(error)) as caught:
+        gang._result(ref, 1, "load")
+    assert (str(caught.value), vars(caught.value)) == (str(error), vars(error))
 
 
 def test_a_cluster_that_cannot_be_reached_is_an_error_at_once() -> None:

@@ -93,6 +93,7 @@ SETTINGS = {
     "--max-model-len=1025": "max_model_len must be at most 1024 (the model's context), got 1025",
     "--num-pages=0": "num_pages must be an integer from 1 to 2147483648, got 0",
     "--memory-fraction=nan": "memory_fraction must be from 0.01 to 1, got nan",
+    "--max-in-flight=0": "max_in_flight must be at least 1, got 0",
     "--grpc=127.0.0.1": "address must be HOST:PORT with a port from 0 to 65535, got '127.0.0.1'",
     "--grpc=0.0.0.0:0": "token must be set to listen on 0.0.0.0:0, which other hosts can reach",
     "--grpc=[::]:0": "token must be set to listen on [::]:0, which other hosts can reach",
@@ -143,6 +144,16 @@ REQUESTS = {
     "--top-p=inf": "top_p must be a number from 1e-06 to 1, got inf",
     "--top-k=-1": "top_k must be an integer from 0 to 1048576, got -1",
     "--min-p=nan": "min_p must be a number from 0 to 1, got nan",
+    "--min-tokens=300": "min_tokens must be at most max_tokens (256), got 300",
+    "--repetition-penalty=0": "repetition_penalty must be a number from 0.01 to 100, got 0.0",
+    "--presence-penalty=3": "presence_penalty must be a number from -2 to 2, got 3.0",
+    "--frequency-penalty=nan": "frequency_penalty must be a number from -2 to 2, got nan",
+    "--logprobs=21": "logprobs must be an integer from 0 to 20, got 21",
+    "--logprobs=1": "n and logprobs are for --json, which is not given",
+    "--n=2": "n and logprobs are for --json, which is not given",
+    "--tls-ca=ca.pem": "give either --tls-ca, which is for a server, or --model, not both",
+    "--device=tpu": "device must be one of auto, cpu, cuda, got 'tpu'",
+    "--dtype=int8": "dtype must be one of auto, float32, float16, bfloat16, got 'int8'",
     "--max-tokens=0": "max_tokens must be an integer from 1 to 1048576, got 0",
     "--stop=": "stop[0] must be 1 to 256 characters, got 0",
 }
@@ -151,6 +162,19 @@ REQUESTS = {
 @pytest.mark.parametrize("setting", REQUESTS)
 def test_a_sampling_value_out_of_its_bounds_is_refused(setting: str, tmp_path: Path) -> None:
     check_refused(tmp_path, WRONG, REQUESTS[setting], "generate", "x", "--model", "demo", setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--tp=2", "tp must be 1 without --model, got 2"),
+        ("--device=cpu", "device must be auto without --model, got cpu"),
+        ("--dtype=float32", "dtype must be auto without --model, got float32"),
+    ],
+)
+def test_what_a_server_has_settled_is_not_for_its_callers(setting: str, message: str, tmp_path: Path) -> None:
+    for words in (("generate", "x"), ("chat",)):
+        check_refused(tmp_path, WRONG, message, *words, setting)
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -176,7 +200,7 @@ def test_a_command_that_left_a_process_behind_would_be_found_out(tmp_path: Path)
     [
         (CANNOT_START, "'nowhere'", ("plan", "nowhere")),
         (WRONG, "another reason", ("plan", "nowhere")),
-        (WRONG, "sevre", ("sevre",)),  # several lines
+        (WRONG, "", ("bench",)),  # help instead of a line
     ],
 )
 def test_a_wrong_refusal_would_be_found_out(

@@ -90,3 +90,14 @@ def test_a_model_without_tokenizer_takes_token_ids_only() -> None:
             client.generate([{"role": "user", "content": "x"}])
         with pytest.raises(errors.InvalidRequest, match="stop must be empty"):
             client.generate([1], SamplingParams(stop=("x",)))
+
+
+def test_a_client_does_not_speak_of_a_vocabulary_that_it_does_not_know() -> None:
+    limit = "must be an integer from 0 to 2147483647, got -1$"
+    with Client("127.0.0.1:1") as client:  # nobody is asked
+        with pytest.raises(errors.InvalidRequest, match=rf"^prompt\[0\] {limit}"):
+            client.generate([-1])
+        with pytest.raises(errors.InvalidRequest, match=rf"^resume_token_ids\[1\] {limit}"):
+            client.generate("x", resume_token_ids=[5, -1])
+        with pytest.raises(errors.InvalidRequest, match=rf"^token_ids\[0\] {limit}"):
+            client.detokenize([-1])

@@ -11,7 +11,7 @@ from fake_engine import EOS, MODEL, FakeEngine, expected, script, served, servin
 from headway.core import errors
 from headway.core.request import FinishReason
 from headway.core.sampling import SamplingParams
-from headway.rpc.v1 import inference_pb2, inference_pb2_grpc
+from headway.rpc.v1 import control_pb2, inference_pb2, inference_pb2_grpc
 from headway.serving.client import AsyncClient, Client
 from headway.serving.output import Delta
 
@@ -143,9 +143,14 @@ def test_a_deadline_ends_the_call_and_aborts_the_sequence() -> None:
     async def check() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine) as (server, _), AsyncClient(server.address) as client:
-            with pytest.raises(errors.DeadlineExceeded):
+            message = rf"^{server.address} did not end the call within timeout_s \(0\.3 s\)$"
+            with pytest.raises(errors.DeadlineExceeded, match=message):
                 await client.generate("x", SamplingParams(max_tokens=50), timeout_s=0.3)
             await asyncio.to_thread(engine.wait_for, lambda: len(engine.aborted) == 1)
+            async with AsyncClient(server.address, timeout_s=0.2) as hasty:
+                with pytest.raises(errors.DeadlineExceeded, match=r"within timeout_s \(0\.2 s\)$"):
+                    await hasty.generate("x")
+            await asyncio.to_thread(engine.wait_for, lambda: len(engine.aborted) == 2)
 
     asyncio.run(check())
 
@@ -164,6 +169,24 @@ def test_abort_matches_exactly_and_knows_what_has_ended() -> None:
             assert [delta.finish_reason for delta in rest] == [FinishReason.ABORT]
             assert await client.abort("abc") is False
             await asyncio.to_thread(engine.wait_for, lambda: len(engine.aborted) == 1)
+
+    asyncio.run(check())
+
+
+def test_abort_answers_with_the_pages_that_it_freed() -> None:
+    async def check() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as (server, _), AsyncClient(server.address) as client:
+            stream = client.stream("x", SamplingParams(max_tokens=50, n=2), request_id="abc")
+            engine.step()
+            await anext(stream)
+            abort = control_pb2.AbortRequest(request_id="abc")
+            reply = await client._control.Abort(abort)
+            assert (reply.was_running, reply.num_pages_freed) == (True, 6)  # the engine says 3 of each
+            assert engine.num_running == 0
+            assert len([delta async for delta in stream]) > 0
+            reply = await client._control.Abort(abort)
+            assert (reply.was_running, reply.num_pages_freed) == (False, 0)
 
     asyncio.run(check())
 

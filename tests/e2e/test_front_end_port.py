@@ -12,7 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from fake_engine import INFO, MODEL, FakeEngine, served, serving
+from command import run
+from fake_engine import INFO, MODEL, FakeEngine, expected, served, serving
 from headway.core import errors
 from headway.core.request import EngineRequest
 from headway.core.sampling import SamplingParams
@@ -132,6 +133,11 @@ def test_tls_is_offered_and_a_stranger_is_not_believed(tmp_path: Path) -> None:
     with served(FakeEngine(), **tls) as address:
         with Client(address, tls_ca=tmp_path / "own.pem") as client:
             assert client.model_info().name == "bytes"
+        to = ("--target", address, "--tls-ca", "own.pem")
+        ran = run("generate", "x", *to, "--max-tokens=3", "--seed=1", cwd=tmp_path)
+        assert (ran.code, ran.out, ran.err) == (0, expected(1, 3) + "\n", "")
+        ran = run("chat", *to, "--max-tokens=3", cwd=tmp_path, stdin="hi\n")
+        assert (ran.code, len(ran.out), ran.err) == (0, 4, "")
         with Client(address, tls_ca=tmp_path / "other.pem") as client, pytest.raises(errors.HeadwayError):
             client.model_info()
         with Client(address) as client, pytest.raises(errors.ReplicaUnavailable):

@@ -33,7 +33,7 @@ def small() -> Iterator[LLM]:
 
 def test_a_prompt_larger_than_the_pool_is_refused_and_the_largest_that_fits_finishes(small: LLM) -> None:
     params = SamplingParams(max_tokens=5, ignore_eos=True)
-    with pytest.raises(InvalidRequest, match=r"^prompt must be 1 to 63 tokens .*page pool\), got 64$"):
+    with pytest.raises(InvalidRequest, match=r"^prompts\[0\] must be 1 to 63 tokens .*page pool\), got 64$"):
         small.generate([[1] * 64], params)
     (completion,) = small.generate([[1] * 63], params)
     assert (len(completion.token_ids), completion.finish_reason) == (1, "length")
@@ -41,7 +41,7 @@ def test_a_prompt_larger_than_the_pool_is_refused_and_the_largest_that_fits_fini
 
 @pytest.mark.parametrize("token", [-1, 2000, 1 << 40])
 def test_a_token_id_outside_the_vocabulary_is_refused(small: LLM, token: int) -> None:
-    with pytest.raises(InvalidRequest, match=rf"^prompt\[2\] must be .* 0 to 1999 .*, got {token}$"):
+    with pytest.raises(InvalidRequest, match=rf"^prompts\[0\]\[2\] must be .* 0 to 1999 .*, got {token}$"):
         small.generate([[1, 2, token]])
     with pytest.raises(InvalidRequest, match=r"^stop_token_ids\[0\] must be"):
         small.generate([[1]], SamplingParams(stop_token_ids=(2000,)))

@@ -214,7 +214,7 @@ def test_a_reader_who_leaves_gives_its_pages_back(client: Client) -> None:
 
 
 def test_a_deadline_ends_the_request_and_gives_its_pages_back(client: Client) -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"did not end the call within timeout_s \(0\.3 s\)"):
         client.generate(LINE, LONG, timeout_s=0.3)
     eventually(lambda: idle(client))
 
@@ -227,6 +227,8 @@ def test_abort_ends_a_request_by_its_id_and_by_no_other(server: Served, client: 
             with pytest.raises(UnknownRequest, match="'min' is not known"):
                 await other.abort("min")
             assert await other.abort("mine") is True
+            (load,) = (await other.load()).replicas
+            assert (load.num_running, load.free_pages) == (0, load.num_pages)
             deltas += [delta async for delta in stream]
             assert await other.abort("mine") is False
             return deltas

@@ -90,7 +90,9 @@ class FakeEngine:
         with self._changed:
             if self._running.pop(request_id, None):
                 self.aborted.append(request_id)
-                self._ended.append(TokenEvent(request_id=request_id, finish_reason=FinishReason.ABORT))
+                self._ended.append(
+                    TokenEvent(request_id=request_id, finish_reason=FinishReason.ABORT, num_pages_freed=3)
+                )
                 self._changed.notify_all()
 
     def set_listener(self, listener: Callable[[Sequence[TokenEvent], Load], None]) -> None:

@@ -1,10 +1,11 @@
 """Request parameters and the step ledger."""
 
+import copy
 import math
 
 import pytest
 
-from headway.core.errors import InvalidRequest
+from headway.core.errors import HeadwayError, InvalidRequest, StartError, StepMismatch, counted
 from headway.core.limits import BOUNDS
 from headway.core.sampling import NUMERIC, SamplingParams
 from headway.core.step import Ledger, PageGrant, StepPlan
@@ -52,3 +53,17 @@ def test_ledgers_agree_on_the_same_plans_and_differ_after_a_lost_one() -> None:
     assert [faithful.apply(p) for p in (first, second, third)] == digests
     assert lossy.apply(first) == digests[0]
     assert lossy.apply(third) != digests[2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StartError("no room"), InvalidRequest("n", "1 for a stream", 3), StepMismatch(1, 7, "its pages differ")],
+)
+def test_an_error_is_the_same_after_a_journey(error: HeadwayError) -> None:
+    arrived = copy.copy(error)
+    assert type(arrived) is type(error)
+    assert (str(arrived), vars(arrived)) == (str(error), vars(error))
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "GPU") for number in (0, 1, 2)] == ["0 GPUs", "1 GPU", "2 GPUs"]

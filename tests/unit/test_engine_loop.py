@@ -10,7 +10,7 @@ from checkpoints import Oracle
 from driving import make_request, run, tokens
 from headway.core.config import EngineConfig
 from headway.core.errors import DuplicateRequest, InvalidRequest, ReplicaError, ReplicaUnavailable
-from headway.core.request import EngineRequest, FinishReason, TokenEvent
+from headway.core.request import EngineRequest, FinishReason, Load, TokenEvent
 from headway.core.step import StepPlan
 from headway.engine.build import build_engine, solo_engine, thread_engine
 from headway.engine.channel import Connection
@@ -78,8 +78,29 @@ def test_an_abort_frees_the_pages_within_the_running_step(gqa: Oracle) -> None:
         it.listener.wait_for_end("a")
         *_, end = it.listener.of("a")
         assert (end.finish_reason, end.token_id) == (FinishReason.ABORT, None)
+        assert end.num_pages_freed == 2  # of 4 slots, for the prompt's 5 tokens and two more
         assert it.listener.loads[-1].free_pages == NUM_PAGES
         assert it.ranks.num_launched == 2
+
+
+@pytest.mark.parametrize(("num_pages", "freed"), [(32, 3), (64, None)])
+def test_pages_freed_are_not_told_where_another_group_is_the_tightest_afterwards(
+    num_pages: int, freed: int | None
+) -> None:
+    class TwoGroups:
+        free = iter([(5, 32), (8, num_pages)])
+
+        def abort(self, request_id: str) -> bool:
+            return True
+
+        def load(self) -> Load:
+            free_pages, num_pages = next(self.free)
+            return Load(num_running=0, num_waiting=0, free_pages=free_pages, num_pages=num_pages, step=1)
+
+    engine = Engine(scheduler=TwoGroups(), ranks=None, info=None)  # type: ignore[arg-type]
+    end = engine.abort("a")
+    assert end is not None
+    assert end.num_pages_freed == freed
 
 
 def test_a_request_aborted_while_it_waits_for_a_row_is_told_so(gqa: Oracle) -> None:
@@ -89,7 +110,8 @@ def test_a_request_aborted_while_it_waits_for_a_row_is_told_so(gqa: Oracle) -> N
         it.loop.abort("8")
         it.ranks.let(2)
         it.listener.wait_for_end("8")
-        assert [event.finish_reason for event in it.listener.of("8")] == [FinishReason.ABORT]
+        ends = [(event.finish_reason, event.num_pages_freed) for event in it.listener.of("8")]
+        assert ends == [(FinishReason.ABORT, 0)]
 
 
 def test_aborts_of_unknown_and_ended_requests_are_ignored_and_take_no_step(gqa: Oracle) -> None:

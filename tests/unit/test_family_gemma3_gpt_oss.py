@@ -193,6 +193,14 @@ def test_a_checkpoint_in_mxfp4_is_refused(tmp_path: Path) -> None:
         (GEMMA3_TEXT, {"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
         (GEMMA3_TEXT, {"rope_parameters": {"rope_theta": 1e6}}, "must have full_attention and sliding_atten"),
         (GEMMA3_TEXT, {"rope_parameters": {SLIDING: {"rope_type": "su"}}}, "rope_type must be one of .*'su'"),
+        (
+            GEMMA3_TEXT,
+            {
+                "rope_scaling": {"type": "linear", "factor": 8.0},
+                "rope_parameters": {FULL: {"rope_theta": 1e6}},
+            },
+            "rope_scaling must say what rope_parameters says",
+        ),
         (GEMMA3_TEXT, {"rope_local_base_freq": 0}, "rope_local_base_freq must be a positive number, got"),
         (GEMMA3_TEXT, {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar must be a positive number"),
         (GEMMA3, {"text_config": {"model_type": "gemma3n_text"}}, 'model_type must be "gemma3_text", got'),

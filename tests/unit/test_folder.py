@@ -287,7 +287,8 @@ def test_a_model_is_a_folder_or_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["nowhere", "./owner/name", "/no/such/folder", "a/b/c", "", "../x", "o/n\n", "\0"]
+    "model",
+    ["nowhere", "./owner/name", "/no/such/folder", "a/b/c", "", "../x", "o/n\n", "o/n@", "o/n@-x", "\0"],
 )
 def test_what_cannot_be_a_hub_name_is_refused_without_asking_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
@@ -315,13 +316,15 @@ class Hub:
 
     error: Exception | None = None
     asked_for: dict[str, Any]
+    asked_about: tuple[str, str | None]
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
-    def model_info(self, name: str, *, timeout: float) -> None:
+    def model_info(self, name: str, *, revision: str | None, timeout: float) -> None:
         assert timeout <= 10
+        self.asked_about = (name, revision)
         if self.error is not None:
             raise self.error
 
@@ -329,7 +332,7 @@ class Hub:
         self.asked_for = {"name": name} | options
         if options["local_files_only"] and name != "owner/cached":
             raise FileNotFoundError("not cached\nmore lines")
-        return "/cache/snapshot"
+        return f"/cache/{options['revision'] or 'snapshot'}"
 
 
 def test_a_hub_name_is_fetched_without_files_that_can_run_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +342,17 @@ def test_a_hub_name_is_fetched_without_files_that_can_run_code(monkeypatch: pyte
     assert "model*.safetensors" in hub.asked_for["allow_patterns"]
     resolve("owner/name", weights=False)
     assert not [p for p in hub.asked_for["allow_patterns"] if "safetensors" in p]
+
+
+def test_a_hub_name_may_have_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch)
+    assert resolve("owner/name@v1.0") == Path("/cache/v1.0")
+    assert hub.asked_about == ("owner/name", "v1.0")
+    assert (hub.asked_for["name"], hub.asked_for["revision"]) == ("owner/name", "v1.0")
+    hub.error = ConnectionError("no route")
+    assert resolve("owner/cached@v1.0") == Path("/cache/v1.0")
+    with pytest.raises(ModelError, match=r"model 'owner/name@v1\.0' is neither a folder nor"):
+        resolve("owner/name@v1.0")
 
 
 def test_a_hub_out_of_reach_is_one_line_unless_the_model_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_events_survive() -> None:
         event,
         TokenEvent(request_id="a"),
         *(replace(event, finish_reason=reason) for reason in FinishReason),
+        *(TokenEvent(request_id="a", num_pages_freed=number) for number in (0, 7)),
         TokenEvent(request_id="a", error="text", error_code="UNAVAILABLE", retryable=True),
     ):
         assert messages.event_from_proto(messages.event_to_proto(sent)) == sent

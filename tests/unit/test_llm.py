@@ -217,11 +217,17 @@ def test_an_unknown_model_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "field", "value"),
-    [([1] * 256, "prompt", 256), ([1, 2000], r"prompt\[1\]", 2000), ([-1], r"prompt\[0\]", -1)],
-    ids=["larger than the pool", "outside the vocabulary", "negative"],
+    [
+        ([1] * 256, r"prompts\[1\]", 256),
+        ([1, 2000], r"prompts\[1\]\[1\]", 2000),
+        ([-1], r"prompts\[1\]\[0\]", -1),
+        ("", r"prompts\[1\]\.text", 0),
+        ([{"role": "x" * 65, "content": ""}], r"prompts\[1\]\.messages\[0\]\.role", 65),
+    ],
+    ids=["larger than the pool", "outside the vocabulary", "negative", "no text", "a long role"],
 )
 def test_a_prompt_that_cannot_run_is_refused_before_any_other_starts(
-    demo: tuple[LLM, Engine], prompt: list[int], field: str, value: int
+    demo: tuple[LLM, Engine], prompt: list[int] | str, field: str, value: int
 ) -> None:
     llm, engine = demo
     step = engine.load.step
@@ -229,6 +235,13 @@ def test_a_prompt_that_cannot_run_is_refused_before_any_other_starts(
         llm.generate([LINE, prompt], GREEDY)
     assert is_idle(engine)
     assert engine.load.step == step
+
+
+def test_what_is_wrong_with_the_only_prompt_or_with_all_is_not_said_of_one_of_several(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt\[1\] must be .*, got 2000$"):
+        llm.generate([1, 2000], GREEDY)
+    with pytest.raises(InvalidRequest, match=r"^stop_token_ids\[0\] must be .*, got 2000$"):
+        llm.generate([LINE, LINE], replace(GREEDY, stop_token_ids=(2000,)))
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_limit_and_value(gqa: Oracle) -> None:
@@ -260,19 +273,19 @@ def test_a_failed_step_raises_that_the_replica_is_gone_and_so_does_every_later_c
 
 
 @pytest.mark.parametrize(
-    ("prompts", "value"),
+    ("prompts", "field", "value"),
     [
-        (None, "None"),
-        (7, "7"),
-        ([1.5], "1.5"),
-        (b"ab", "b'ab'"),
-        (["O", None], "None"),
-        ({"role": "x"}, "{.*}"),
+        (None, "prompt", "None"),
+        (7, "prompt", "7"),
+        ([1.5], r"prompts\[0\]", "1.5"),
+        (b"ab", "prompt", "b'ab'"),
+        (["O", None], r"prompts\[1\]", "None"),
+        ({"role": "x"}, "prompt", "{.*}"),
     ],
 )
-def test_what_is_no_prompt_is_refused_as_such(llm: LLM, prompts: Any, value: str) -> None:
+def test_what_is_no_prompt_is_refused_as_such(llm: LLM, prompts: Any, field: str, value: str) -> None:
     limit = "a text, token ids or chat messages"
-    with pytest.raises(InvalidRequest, match=f"^prompt must be {limit}, got {value}$"):
+    with pytest.raises(InvalidRequest, match=f"^{field} must be {limit}, got {value}$"):
         llm.generate(prompts, GREEDY)
     if not isinstance(prompts, list):
         with pytest.raises(InvalidRequest, match=f"^prompt must be {limit}, got {value}$"):

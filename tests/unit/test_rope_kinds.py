@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from headway.core.errors import ModelError
 from headway.model.families.rope import context, rope
 from headway.model.rotary import Rotary
+from headway.model.spec import RopeKind
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
 DIM = 16
@@ -40,9 +41,9 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "yarn, half an mscale": YARN | {"mscale": 0.707, "mscale_all_dim": 0},
     "yarn, nothing between the bounds": YARN | {"original_max_position_embeddings": 4},
     "longrope": LONGROPE | {"original_max_position_embeddings": 64},
-    "longrope, the context unscaled": LONGROPE,
     "longrope, own factor": LONGROPE | {"factor": 7.0, "original_max_position_embeddings": 64},
-    "longrope, own attention factor": LONGROPE | {"attention_factor": 1.3},
+    "longrope, own attention factor": LONGROPE
+    | {"attention_factor": 1.3, "original_max_position_embeddings": 64},
 }
 
 
@@ -113,6 +114,17 @@ def test_a_scaling_from_the_stated_context_makes_the_context_longer(
         ({"rope_type": "default", "factor": 4}, r"where factor is given \(4\), got 'default'"),
         ({"long_factor": [2.0] * 8}, "a kind that scales where long_factor is given"),
         ({"rope_type": "linear"}, "lacks factor"),
+        ({"rope_type": "yarn"}, "yarn needs factor or original_max_position_embeddings, found neither"),
+        (LONGROPE, "lacks original_max_position_embeddings, which longrope needs"),
+        (LONGROPE | {"factor": 4.0}, "lacks original_max_position_embeddings, which longrope needs"),
+        (YARN | {"wat": 3}, "rope_scaling of rope_type yarn must have no fields but factor, .*, got wat: 3"),
+        ({"rope_type": "default", "wat": [3]}, r"of rope_type default must have .*, got wat: \[3\]"),
+        (LLAMA3 | {"beta_fast": 32}, "of rope_type llama3 must have .*, got beta_fast: 32"),
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64},
+            "of rope_type dynamic must have no fields but factor, got original_max_position_embeddings: 64",
+        ),
+        (YARN | {"type": "linear"}, "must have one kind, got type 'linear' and rope_type 'yarn'"),
         ({"rope_type": "dynamic", "factor": -1}, "factor must be a positive number, got -1"),
         ({"rope_type": "dynamic", "factor": 10**400}, "factor must be a positive number"),
         (
@@ -126,9 +138,9 @@ def test_a_scaling_from_the_stated_context_makes_the_context_longer(
         ),
         (YARN | {"rope_theta": 1}, "rope_theta must be above 1, got 1.0"),
         (YARN | {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
-        (LONGROPE | {"short_factor": [1.0]}, "short_factor must have 8 numbers, got 1"),
-        (LONGROPE | {"long_factor": None}, "lacks long_factor"),
-        (LONGROPE | {"long_factor": [0.0] * 8}, "long_factor must be a positive number, got 0.0"),
+        (SCALINGS["longrope"] | {"short_factor": [1.0]}, "short_factor must have 8 numbers, got 1"),
+        (SCALINGS["longrope"] | {"long_factor": None}, "lacks long_factor"),
+        (SCALINGS["longrope"] | {"long_factor": [0.0] * 8}, "long_factor must be a positive number, got 0.0"),
         (LONGROPE | {"original_max_position_embeddings": 1}, "must be above 1 for longrope, got 1"),
     ],
 )
@@ -140,3 +152,71 @@ def test_a_scaling_that_makes_no_sense_is_refused(scaling: dict[str, Any], messa
 def test_dynamic_scaling_of_one_pair_is_refused() -> None:
     with pytest.raises(ModelError, match="needs more than 2 rotated values a head, got 2"):
         rope(SIZES | {"rope_scaling": SCALINGS["dynamic"]}, 2)
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "yarn", "llama3"])
+def test_one_scaling_may_be_said_twice_but_not_in_two_ways(rope_type: str) -> None:
+    scaling = SCALINGS[rope_type]
+    once = SIZES | {"rope_theta": THETA, "rope_scaling": scaling}
+    named = {"type": rope_type, **scaling, "factor": int(scaling["factor"])}
+    twice = {
+        "rope_scaling": named,
+        "rope_parameters": {"rope_theta": THETA, **scaling, "factor": named["factor"]},
+    }
+    assert rope(once | twice, DIM) == rope(once | {"rope_scaling": named}, DIM)
+    for other in (scaling | {"factor": 7}, {"rope_type": "default"}, scaling | {"rope_theta": 7.0}):
+        message = "rope_scaling must say what rope_parameters says .*, got "
+        with pytest.raises(ModelError, match=message):
+            rope(once | {"rope_parameters": other}, DIM)
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama 3.1": {
+        "max_position_embeddings": 131_072,
+        "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192},
+    },
+    "Qwen 2.5, its context extended": {
+        "max_position_embeddings": 32_768,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
+    },
+    "Yarn-Llama-2": {
+        "max_position_embeddings": 65_536,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 4096,
+            "finetuned": True,
+        },
+    },
+    "gpt-oss": {
+        "max_position_embeddings": 131_072,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+    },
+    "Phi-3": {
+        "max_position_embeddings": 131_072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {name: value for name, value in LONGROPE.items() if name != "rope_type"}
+        | {"type": "longrope"},
+    },
+}
+FACTORS = {
+    "Llama 3.1": 8.0,
+    "Qwen 2.5, its context extended": 4.0,
+    "Yarn-Llama-2": 16.0,
+    "gpt-oss": 32.0,
+    "Phi-3": 32.0,
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_scaling_is_read_as_published_models_write_it(model: str) -> None:
+    found = rope(SIZES | PUBLISHED[model], DIM)
+    assert found.kind != RopeKind.DEFAULT
+    assert found.factor == FACTORS[model]

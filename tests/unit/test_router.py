@@ -19,7 +19,7 @@ from headway.core.sampling import SamplingParams
 from headway.serving import router as router_module
 from headway.serving.model import ServedModel
 from headway.serving.output import Delta, Output
-from headway.serving.router import Router
+from headway.serving.router import Aborted, Router
 from headway.serving.sequences import make_sequences
 
 INFO = ReplicaInfo(
@@ -32,6 +32,9 @@ INFO = ReplicaInfo(
     num_pages=16,
     pool_bytes=0,
 )
+
+
+HAD_ENDED = Aborted(was_running=False, num_pages_freed=0)
 
 
 class FakeReplica:
@@ -56,6 +59,12 @@ class FakeReplica:
     def token(self, token_id: int, reason: FinishReason | None = None, request: int = -1) -> None:
         request_id = self.submitted[request].request_id
         self._steps.put_nowait([TokenEvent(request_id=request_id, token_id=token_id, finish_reason=reason)])
+
+    def end_aborted(self, request_id: str, num_pages_freed: int | None) -> None:
+        event = TokenEvent(
+            request_id=request_id, finish_reason=FinishReason.ABORT, num_pages_freed=num_pages_freed
+        )
+        self._steps.put_nowait([event])
 
     def fail(self) -> None:
         self._steps.put_nowait(ReplicaUnavailable("at 10.1.2.3"))
@@ -261,15 +270,59 @@ def test_ids_in_use_and_full_queues_are_refused_and_nothing_is_started() -> None
 def test_abort_tells_running_ended_and_unknown_apart() -> None:
     async def check(router: Router, replica: FakeReplica) -> None:
         stream = router.open("a", sequences("a0"), None)
-        assert router.abort("a") is True
-        assert router.abort("a") is False
+        replica.end_aborted("a0", 3)
+        assert await router.abort("a") == Aborted(was_running=True, num_pages_freed=3)
+        assert await router.abort("a") == HAD_ENDED
         assert [delta.finish_reason async for delta in stream] == [FinishReason.ABORT]
         router.close("a")
-        assert router.abort("a") is False
+        assert await router.abort("a") == HAD_ENDED
+        assert replica.aborted == ["a0"]
         for unknown in ("A", "a0", ""):
             with pytest.raises(UnknownRequest):
-                router.abort(unknown)
+                await router.abort(unknown)
         replica.token(3)  # a late token of what has ended is no harm
+
+    routed(check, FakeReplica())
+
+
+def test_abort_answers_when_every_replica_has_told_of_its_pages() -> None:
+    async def check(router: Router, first: FakeReplica, second: FakeReplica) -> None:
+        stream = router.open("a", sequences("a0", "a1", "a2", n=3), None)
+        abort = asyncio.create_task(router.abort("a"))
+        ends = [delta.finish_reason async for delta in stream]  # at once: only the answer waits
+        assert ends == [FinishReason.ABORT] * 3
+        router.close("a")
+        assert (first.aborted, second.aborted) == (["a0", "a2"], ["a1"])
+        first.end_aborted("a0", 3)
+        first.end_aborted("a2", 0)
+        first.token(5, request=0)  # of no request that is left
+        await first.idle()
+        assert not abort.done()
+        second.end_aborted("a1", 4)
+        assert await abort == Aborted(was_running=True, num_pages_freed=7)
+
+    routed(check, FakeReplica(), FakeReplica())
+
+
+def test_abort_does_not_say_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = Aborted(was_running=True, num_pages_freed=None)
+
+    async def check(router: Router, replica: FakeReplica) -> None:
+        for name in ("late", "ends by itself", "lost"):
+            router.open(name, sequences(f"{name}0", f"{name}1", n=2), None)
+        monkeypatch.setattr(router_module, "ABORT_TIMEOUT_S", 0.05)
+        replica.end_aborted("late0", 3)
+        assert await router.abort("late") == unknown
+        replica.end_aborted("late1", 3)
+        await replica.idle()  # nobody waits for it any more
+        monkeypatch.setattr(router_module, "ABORT_TIMEOUT_S", 20.0)
+        replica.end_aborted("ends by itself0", None)
+        replica.end_aborted("ends by itself1", 3)
+        assert await router.abort("ends by itself") == unknown
+        abort = asyncio.create_task(router.abort("lost"))
+        await replica.idle()
+        replica.fail()
+        assert await abort == unknown
 
     routed(check, FakeReplica())
 

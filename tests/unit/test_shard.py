@@ -148,7 +148,8 @@ def test_more_pages_than_the_host_can_hold_are_an_error_that_says_how_much_they_
 def test_more_pages_than_the_budget_has_are_refused_before_any_is_made(gqa: Oracle) -> None:
     # A host promises memory that it does not have: the pool would be made, and its rank killed later.
     num_pages = 1 << 24
-    with pytest.raises(StartError, match=rf"no memory for {num_pages:,} KV pages: .* for pages of 12 KiB"):
+    text = rf"no memory for {num_pages:,} KV pages \(num_pages={num_pages}\): .* for pages of 12 KiB"
+    with pytest.raises(StartError, match=text):
         shard_facts(make_shard(gqa, num_pages=num_pages))
 
 

@@ -41,7 +41,7 @@ def checkpoint(plan: ShardPlan) -> dict[str, TensorInfo]:
 
 
 def info(shape: tuple[int, ...], dtype: str = "BF16") -> TensorInfo:
-    file = Path("model.safetensors")
+    file = Path("folder/model.safetensors")
     return TensorInfo(file=file, name="", dtype=dtype, shape=shape, offset=0, num_bytes=0)
 
 
@@ -146,16 +146,16 @@ def test_bytes_are_counted_at_each_sides_width() -> None:
 
 
 def test_a_checkpoint_with_just_what_is_needed_passes() -> None:
-    for biases, tied in product((False, True), repeat=2):
+    for biases, tied, dtype in product((False, True), (False, True), DTYPE_BYTES):
         plan = shard_plan(decoder(biases=biases, tied=tied), 2)
-        plan.check(checkpoint(plan))
+        plan.check({name: replace(tensor, dtype=dtype) for name, tensor in checkpoint(plan).items()})
 
 
 def test_saved_rotary_tables_and_a_tied_output_layer_do_no_harm() -> None:
     plan = shard_plan(decoder(tied=True), 2)
     plan.check(
         checkpoint(plan)
-        | {"model.layers.0.self_attn.rotary_emb.inv_freq": info((1,)), "lm_head.weight": info((19, 6))}
+        | {"model.layers.0.self_attn.rotary_emb.inv_freq": info((1,), "U8"), "lm_head.weight": info((19, 6))}
     )
 
 
@@ -167,10 +167,24 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
     [
         ({QUERY: None}, rf"lacks tensor {QUERY} \[28, 6\]$"),
         ({QUERY: None, "model.norm.weight": None}, rf"lacks tensor {QUERY} \[28, 6\] and 1 more$"),
-        ({QUERY: info((28, 7))}, rf"{QUERY} must have shape \[28, 6\], found \[28, 7\]"),
+        ({QUERY: None}, r"^folder lacks tensor "),
         (
-            {QUERY: info((28, 6), "F8_E4M3")},
-            rf"{QUERY} must be one of {', '.join(DTYPE_BYTES)}, found F8_E4M3",
+            {QUERY: info((28, 7))},
+            rf"^folder/model.safetensors: tensor {QUERY} must have shape \[28, 6\], found \[28, 7\]",
+        ),
+        (
+            {QUERY: info((28, 6), "I64")},
+            rf"^folder/model.safetensors: tensor {QUERY} must be one of {', '.join(DTYPE_BYTES)}, found I64",
+        ),
+        ({"x": info((2,), "I64")}, r"^folder has tensor x \[2\], which"),
+        ({QUERY: info((28, 6), "F8_E4M3")}, rf"^folder is quantised \(tensor {QUERY} is F8_E4M3\)"),
+        (
+            {QUERY: None, QUERY.replace(".weight", ".qweight"): info((1, 28), "I32")},
+            r"^folder is quantised \(tensor .*q_proj.qweight is I32\); only unquantised weights are supp",
+        ),
+        (
+            {QUERY: info((84, 1), "U8"), f"{QUERY}.absmax": info((3,), "F32")},
+            r"^folder is quantised \(tensor .*q_proj.weight is U8\)",
         ),
         (
             {QUERY.replace("weight", "bias"): info((28,))},

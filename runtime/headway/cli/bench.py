@@ -7,12 +7,13 @@ import typer
 
 from headway.cli.bench_gpu import all_reduce, attention, kernels
 from headway.cli.figures import Output, check_output, or_dash, report
-from headway.core.errors import ConfigError
+from headway.core.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from headway.cluster.session import RaySession
     from headway.core.config import EngineConfig
     from headway.model.spec import DecoderSpec
+    from headway.serving.model import ServedModel
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; nothing here decides a test.")
 
@@ -40,24 +41,23 @@ def latency(
 
     from headway.cluster.preflight import preflight
     from headway.core.config import EngineConfig
-    from headway.model.folder import read_spec
 
     check_output(output)
     config = EngineConfig(device=device)
-    folder = preflight(model, config)
-    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+    found = preflight(model, config)
+    prompt = _prompt(found.spec, num_prompt, num_tokens)
 
     from headway.bench.decode import DecodeBench
     from headway.bench.peer import transformers_ms_per_token
 
-    bench = DecodeBench(folder, config)
+    bench = DecodeBench(found.folder, config)
     bench.run(prompt, num_streams=1, num_tokens=num_tokens)
     runs = [bench.run(prompt, num_streams=1, num_tokens=num_tokens) for _ in range(repeats)]
     bench.close()
     ours = sorted(runs, key=lambda run: run.ms_per_token)[len(runs) // 2]
     total_ms = median(run.ttft_ms + run.ms_per_token * (num_tokens - 1) for run in runs) / num_tokens
     peer = transformers_ms_per_token(
-        folder, prompt, num_tokens=num_tokens, device=ours.device, dtype=ours.dtype, repeats=repeats
+        found.folder, prompt, num_tokens=num_tokens, device=ours.device, dtype=ours.dtype, repeats=repeats
     )
     rows = [
         ("first token, ms", f"{ours.ttft_ms:.2f}"),
@@ -91,17 +91,16 @@ def throughput(
     """Several streams at once on one rank."""
     from headway.cluster.preflight import preflight
     from headway.core.config import EngineConfig
-    from headway.model.folder import read_spec
 
     check_output(output)
     numbers = streams or [1, 4, 16]
     config = EngineConfig(device=device, max_num_rows=max(*numbers, 64))
-    folder = preflight(model, config)
-    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+    found = preflight(model, config)
+    prompt = _prompt(found.spec, num_prompt, num_tokens)
 
     from headway.bench.decode import DecodeBench
 
-    bench = DecodeBench(folder, config)
+    bench = DecodeBench(found.folder, config)
     for number in numbers:
         bench.run(prompt, num_streams=number, num_tokens=num_tokens)
     runs = [bench.run(prompt, num_streams=number, num_tokens=num_tokens) for number in numbers]
@@ -140,34 +139,33 @@ def tp(
     """Ranks on Ray: the step channel beside Ray's own ways, and decoding speed by number of ranks."""
     from headway.cluster.preflight import preflight
     from headway.core.config import EngineConfig
-    from headway.model.folder import read_spec
 
     check_output(output)
-    folder = preflight(model, EngineConfig(tp=max_tp, device=device), ray=ray)
-    prompt = _prompt(read_spec(folder), num_prompt, num_tokens)
+    found = preflight(model, EngineConfig(tp=max_tp, device=device), ray=ray)
+    prompt = _prompt(found.spec, num_prompt, num_tokens)
 
     from headway.bench.channel import round_trips
     from headway.bench.scaling import measure
     from headway.cluster.session import RaySession
 
     with RaySession(ray, num_ranks=max_tp) as session:
-        found = round_trips(session, num_bytes=frame_bytes, num_trips=trips)
+        trips_us = round_trips(session, num_bytes=frame_bytes, num_trips=trips)
         runs = [
             run
             for size in range(1, max_tp + 1)
             for run in measure(
                 session,
-                model,
+                found.source,
                 EngineConfig(tp=size, device=device),
                 prompt,
                 num_streams=streams or [1, 16],
                 num_tokens=num_tokens,
             )
         ]
-    channel_us = next(iter(found.values()))["p50_us"]
+    channel_us = next(iter(trips_us.values()))["p50_us"]
     rows = [
         (way, f"{times['p50_us']:.1f}", f"{times['p99_us']:.1f}", f"{times['p50_us'] / channel_us:.1f}x")
-        for way, times in found.items()
+        for way, times in trips_us.items()
     ]
     title = f"Round trips of {frame_bytes} bytes, microseconds"
     report(title, ("way", "median", "p99", "relative"), rows, None, None)
@@ -182,7 +180,7 @@ def tp(
         for run in runs
     ]
     columns = ("ranks", "streams", "start, s", "ms a token", "tokens/s")
-    figures = {"round_trips": found, "scaling": [asdict(run) for run in runs]}
+    figures = {"round_trips": trips_us, "scaling": [asdict(run) for run in runs]}
     report(f"Tensor parallelism of {model}: {runs[0].device}", columns, speeds, figures, output)
 
 
@@ -201,28 +199,32 @@ def idle(
     from headway.cluster.preflight import preflight
     from headway.cluster.session import RaySession
     from headway.core.config import EngineConfig
+    from headway.serving.model import ServedModel
 
     check_output(output)
     config = EngineConfig(tp=tp, device=device)
-    preflight(model, config)
+    found = preflight(model, config)
+    served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
     with RaySession("local", num_ranks=tp) as session:
         base = ray_alone(session, num_actors=tp, seconds=seconds)
-        whole = asyncio.run(_idle_server(session, model, config, seconds))
+        whole = asyncio.run(_idle_server(session, served, found.source, config, seconds))
     rows = [
-        (f"Ray with {tp} idle actors", f"{100 * base:.2f}"),
-        (f"an idle server with {tp} ranks", f"{100 * whole:.2f}"),
+        (f"Ray with {counted(tp, 'idle actor')}", f"{100 * base:.2f}"),
+        (f"an idle server with {counted(tp, 'rank')}", f"{100 * whole:.2f}"),
         ("the server adds", f"{100 * (whole - base):.2f}"),
     ]
     figures = {"ray_share": base, "server_share": whole, "tp": tp, "seconds": seconds}
     report("Idle, percent of a core", ("what", "percent"), rows, figures, output)
 
 
-async def _idle_server(session: "RaySession", model: str, config: "EngineConfig", seconds: float) -> float:
+async def _idle_server(
+    session: "RaySession", model: "ServedModel", source: str, config: "EngineConfig", seconds: float
+) -> float:
     from headway.bench.idle import server
     from headway.cli.deployment import deploy
     from headway.serving.server import ServerConfig
 
-    async with deploy(session, model, config, ServerConfig(address="127.0.0.1:0")):
+    async with deploy(session, model, source, config, ServerConfig(address="127.0.0.1:0")):
         return await server(seconds)
 
 

@@ -6,25 +6,27 @@ from typing import Annotated
 import typer
 
 from headway.cli.generate import show
-from headway.cli.source import text_source
+from headway.cli.source import Device, Dtype, Model, Place, Target, TlsCa, Token, Tp, text_source
 from headway.core.sampling import SamplingParams
 
 
 def chat(
-    target: Annotated[str | None, typer.Option(help="HOST:PORT of a server. [127.0.0.1:50051]")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Run this model here instead: a folder, a hub name, or demo.")
-    ] = None,
-    tp: Annotated[int, typer.Option(help="With --model: GPUs (or processes) to shard it over.")] = 1,
+    target: Target = None,
+    model: Model = None,
+    tp: Tp = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(help="End an answer after this many tokens.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
-    token: Annotated[str | None, typer.Option(help="What the server asks for. [HEADWAY_TOKEN]")] = None,
+    token: Token = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Talk with a model that has a chat template. End with Ctrl-D."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     messages = [{"role": "system", "content": system}] if system else []
-    with text_source(target, model, tp, token) as source:
+    place = Place(target=target, token=token, tls_ca=tls_ca, model=model, tp=tp, device=device, dtype=dtype)
+    with text_source(place) as source:
         while (line := _ask()) is not None:
             if not line.strip():
                 continue

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headway.core.config import EngineConfig
+from headway.core.errors import counted
 from headway.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from headway.cluster.session import RaySession
     from headway.serving.client import AsyncClient
+    from headway.serving.model import ServedModel
 
 LINE = "ROMEO:\nBut, soft! what light through yonder window breaks?\n"
 
@@ -31,20 +33,24 @@ def demo(
     from headway.cli.report import print_line
     from headway.cluster.preflight import preflight
     from headway.cluster.session import RaySession
+    from headway.serving.model import ServedModel
 
     config = EngineConfig(tp=tp, device=device)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    preflight(model, config, ray=ray)
-    print_line(f"Starting {model} on {tp} tensor-parallel ranks")
+    found = preflight(model, config, ray=ray)
+    served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
+    print_line(f"Starting {model} on {counted(tp, 'tensor-parallel rank')}")
     start = time.monotonic()
     with RaySession(ray, num_ranks=tp) as session:
-        asyncio.run(_demo(session, model, config, prompt, params, time.monotonic() - start))
+        ray_seconds = time.monotonic() - start
+        asyncio.run(_demo(session, served, found.source, config, prompt, params, ray_seconds))
     print_line("Stopped; nothing is left running")
 
 
 async def _demo(
     session: "RaySession",
-    model: str,
+    model: "ServedModel",
+    source: str,
     config: EngineConfig,
     prompt: str,
     params: SamplingParams,
@@ -57,7 +63,7 @@ async def _demo(
 
     with stop_signals() as stopped:
         async with AsyncExitStack() as stack:
-            start = deploy(session, model, config, ServerConfig(address="127.0.0.1:0"))
+            start = deploy(session, model, source, config, ServerConfig(address="127.0.0.1:0"))
             running = await until(stopped, stack.enter_async_context(start))
             if running is None:
                 return

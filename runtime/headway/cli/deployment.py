@@ -16,7 +16,6 @@ from headway.cluster.session import RaySession
 from headway.core.config import EngineConfig
 from headway.core.progress import Report, silent
 from headway.link.client import ReplicaLink
-from headway.model.folder import read_spec, resolve
 from headway.serving.model import ServedModel
 from headway.serving.server import Server, ServerConfig
 
@@ -35,7 +34,8 @@ class Deployment:
 @asynccontextmanager
 async def deploy(
     session: RaySession,
-    model: str,
+    model: ServedModel,
+    source: str,
     config: EngineConfig,
     server_config: ServerConfig,
     *,
@@ -44,16 +44,15 @@ async def deploy(
 ) -> AsyncIterator[Deployment]:
     """Start the front end (so that a taken port is known at once), then the replicas, then serve.
 
+    source: of the same model, as `preflight` found it: where the ranks load their weights from.
     Raises ModelError, ConfigError, StartError; then nothing is left behind.
     """
     start = time.monotonic()
-    folder = resolve(model)
-    served = ServedModel.load(folder, name=model, eos_token_ids=read_spec(folder).eos_token_ids)
     async with AsyncExitStack() as stack:
-        gangs = [Gang(session, model, config) for _ in range(num_replicas)]
+        gangs = [Gang(session, source, config) for _ in range(num_replicas)]
         for gang in gangs:
             stack.callback(gang.stop)
-        server = await Server.start(served, [], server_config)
+        server = await Server.start(model, [], server_config)
         stack.push_async_callback(server.stop)  # before the gangs: streams end in an orderly way
         replicas = await _start(gangs, report)
         for replica in replicas:

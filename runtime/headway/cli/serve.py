@@ -14,6 +14,7 @@ from headway.core.errors import ConfigError, ReplicaUnavailable
 
 if TYPE_CHECKING:
     from headway.cluster.session import RaySession
+    from headway.serving.model import ServedModel
     from headway.serving.server import ServerConfig
 
 
@@ -34,6 +35,7 @@ def serve(
     memory_fraction: Annotated[float, typer.Option(help="Part of the device's memory to use.")] = 0.9,
     max_num_rows: Annotated[int, typer.Option(help="Sequences that run at once.")] = 64,
     max_num_tokens: Annotated[int, typer.Option(help="Tokens computed a step.")] = 1024,
+    max_in_flight: Annotated[int, typer.Option(help="Sequences accepted at once; more are refused.")] = 1024,
     start_timeout: Annotated[float, typer.Option(help="Seconds in which a replica must start.")] = 300.0,
     ray: Annotated[str, typer.Option(help="auto or local: a cluster on this host; else HOST:PORT.")] = "auto",
     token: Annotated[
@@ -45,6 +47,7 @@ def serve(
     """Serve a model over gRPC."""
     from headway.cluster.preflight import preflight
     from headway.link.listener import check_listener
+    from headway.serving.model import ServedModel
     from headway.serving.server import ServerConfig
 
     config = EngineConfig(
@@ -59,13 +62,20 @@ def serve(
         max_num_tokens=max_num_tokens,
         start_timeout_s=start_timeout,
     )
-    server = ServerConfig(address=grpc, token=token or env.token(), tls_cert=tls_cert, tls_key=tls_key)
+    server = ServerConfig(
+        address=grpc,
+        token=token or env.token(),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        max_in_flight=max_in_flight,
+    )
     if not (server.token or server.loopback):
         raise ConfigError(
             f"token must be set to listen on {grpc}, which other hosts can reach: --token or HEADWAY_TOKEN"
         )
     check_listener(grpc, tls_cert, tls_key)
-    preflight(model, config, ray=ray, num_replicas=replicas)
+    found = preflight(model, config, ray=ray, num_replicas=replicas)
+    served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
 
     from headway.cli.report import print_line
     from headway.cluster.session import RaySession
@@ -73,13 +83,14 @@ def serve(
     start = time.monotonic()
     with RaySession(ray, num_ranks=tp * replicas) as session:
         ray_seconds = time.monotonic() - start
-        asyncio.run(_serve(session, model, config, server, replicas, ray_seconds))
+        asyncio.run(_serve(session, served, found.source, config, server, replicas, ray_seconds))
     print_line("Stopped; nothing is left running")
 
 
 async def _serve(
     session: "RaySession",
-    model: str,
+    model: "ServedModel",
+    source: str,
     config: EngineConfig,
     server_config: "ServerConfig",
     num_replicas: int,
@@ -94,13 +105,13 @@ async def _serve(
         async with AsyncExitStack() as stack:
             with progress_bars() as report:
                 start = deploy(
-                    session, model, config, server_config, num_replicas=num_replicas, report=report
+                    session, model, source, config, server_config, num_replicas=num_replicas, report=report
                 )
                 running = await until(stopped, stack.enter_async_context(start))
             if running is None:
                 return
             print_start(running.replicas, ray_seconds)
-            print_line(f"Serving {model} at {running.server.address} (gRPC)")
+            print_line(f"Serving {model.name} at {running.server.address} (gRPC)")
             await until(stopped, running.server.lost.wait())
             if running.server.lost.is_set():
                 raise ReplicaUnavailable(f"every replica is lost; the last one: {running.server.loss}")

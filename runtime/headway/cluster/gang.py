@@ -15,7 +15,7 @@ from headway.cluster.session import RaySession
 from headway.cluster.shard_actor import LOOPBACK, ShardActor
 from headway.core.config import EngineConfig
 from headway.core.env import ACTOR_VARIABLES
-from headway.core.errors import HeadwayError, StartError
+from headway.core.errors import HeadwayError, StartError, counted
 from headway.core.progress import Report, silent
 from headway.core.request import ReplicaInfo
 from headway.engine.build import ShardFacts, agree
@@ -141,7 +141,9 @@ class Gang:
         if self._config.device == "cpu" or (self._config.device == "auto" and not num_gpus):
             return {"CPU": CPUS_PER_RANK["cpu"]}
         if self._session.local and num_gpus < self._config.tp:
-            raise StartError(f"tp={self._config.tp} needs {self._config.tp} GPUs, this host has {num_gpus:g}")
+            raise StartError(
+                f"tp={self._config.tp} needs {counted(self._config.tp, 'GPU')}, this host has {num_gpus:g}"
+            )
         return {"CPU": CPUS_PER_RANK["cuda"], "GPU": 1.0}
 
     def _meet(self) -> None:
@@ -182,7 +184,7 @@ class Gang:
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, HeadwayError):
-                raise type(cause)(str(cause)) from None
+                raise cause from None
             raise StartError(f"rank {rank} failed in '{method}': {type(cause).__name__}: {cause}") from None
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]

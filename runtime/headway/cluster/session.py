@@ -87,10 +87,6 @@ class RaySession:
         if failure:
             raise failure[0]
 
-    def node_address(self) -> str:
-        """This host's address in the cluster."""
-        return str(self.ray.util.get_node_ip_address())
-
     def close(self) -> None:
         """Safe to call twice."""
         self.ray.shutdown()

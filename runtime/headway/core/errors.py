@@ -19,7 +19,7 @@
 `code` is the gRPC status name a client sees; `retryable` says whether the same request may succeed later.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class HeadwayError(Exception):
@@ -27,6 +27,17 @@ class HeadwayError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An error of a rank travels to another process, and some are not made from their text alone."""
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(kind: type[HeadwayError], args: tuple[Any, ...], fields: dict[str, Any]) -> HeadwayError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(HeadwayError):
@@ -98,6 +109,11 @@ class StepMismatch(ReplicaError):
         super().__init__(f"rank {rank} disagrees at step {step}: {text}")
         self.rank = rank
         self.step = step
+
+
+def counted(number: int, noun: str) -> str:
+    """Like "1 rank" and "2 ranks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def shorten(value: object, limit: int = 80) -> str:

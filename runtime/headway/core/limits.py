@@ -26,6 +26,8 @@ class Bound:
         return f"{kind} from {self.min:g} to {self.max if self.integer else format(self.max, 'g')}"
 
 
+NUM_ANY_IDS = 1 << 31  # of the largest vocabulary that a message has room for
+
 BOUNDS: Mapping[str, Bound] = MappingProxyType(
     {
         "temperature": Bound(min=0, max=100, integer=False),
@@ -72,12 +74,15 @@ def check_length(field: str, value: Sequence[object], name: str | None = None) -
         raise InvalidRequest(name or field, str(bound), len(value))
 
 
-def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidRequest unless every id is an integer in [0, vocab_size)."""
+def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int | None = None) -> None:
+    """Raise InvalidRequest unless every id is an integer in [0, vocab_size).
+
+    Where the model is not known, its vocabulary may be as large as a message can tell.
+    """
+    end, whose = (NUM_ANY_IDS, "") if vocab_size is None else (vocab_size, " (the model's vocabulary)")
     for index, token in enumerate(token_ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            limit = f"an integer from 0 to {vocab_size - 1} (the model's vocabulary)"
-            raise InvalidRequest(f"{field}[{index}]", limit, token)
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < end:
+            raise InvalidRequest(f"{field}[{index}]", f"an integer from 0 to {end - 1}{whose}", token)
 
 
 def check_prompt(token_ids: Sequence[int], *, vocab_size: int, max_prompt_tokens: int) -> None:

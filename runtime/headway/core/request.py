@@ -58,6 +58,7 @@ class TokenEvent:
     error: str | None = None  # one line; the event is then terminal, with this gRPC status name as code:
     error_code: str | None = None
     retryable: bool = False
+    num_pages_freed: int | None = None  # by an abort: how much it added to Load.free_pages
 
     @classmethod
     def failed(cls, request_id: str, error: HeadwayError) -> Self:

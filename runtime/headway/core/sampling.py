@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headway.core.errors import InvalidRequest
-from headway.core.limits import BOUNDS, check_length, check_number
+from headway.core.limits import BOUNDS, check_length, check_number, check_token_ids
 
 NUMERIC = [
     "n",
@@ -77,9 +77,7 @@ class SamplingParams:
             if not isinstance(text, str):
                 raise InvalidRequest(f"stop[{index}]", "a text", text)
             check_length("stop[]", text, f"stop[{index}]")
-        for index, token in enumerate(self.stop_token_ids):
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 1 << 31:
-                raise InvalidRequest(f"stop_token_ids[{index}]", "an integer from 0 to 2147483647", token)
+        check_token_ids("stop_token_ids", self.stop_token_ids)
 
     @property
     def greedy(self) -> bool:

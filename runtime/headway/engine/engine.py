@@ -40,9 +40,16 @@ class Engine:
 
     def abort(self, request_id: str) -> TokenEvent | None:
         """Free the request's pages now; its terminal event, or None if no such request is running."""
+        before = self.load
         if not self._scheduler.abort(request_id):
             return None
-        return TokenEvent(request_id=request_id, finish_reason=FinishReason.ABORT)
+        after = self.load
+        told = after.num_pages == before.num_pages  # or else another group of layers is the tightest now
+        return TokenEvent(
+            request_id=request_id,
+            finish_reason=FinishReason.ABORT,
+            num_pages_freed=after.free_pages - before.free_pages if told else None,
+        )
 
     def step(self) -> list[TokenEvent]:
         """One step for every request that fits it. A failed step ends all of them with a retryable error."""

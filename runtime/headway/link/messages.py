@@ -84,6 +84,8 @@ def event_to_proto(event: TokenEvent) -> replica_pb2.TokenEvent:
         message.logprobs.extend(logprobs_to_proto(event.logprobs))
     if event.finish_reason is not None:
         message.finish_reason = _TO_REASON[event.finish_reason]
+    if event.num_pages_freed is not None:
+        message.num_pages_freed = event.num_pages_freed
     if event.error is not None:
         message.error.CopyFrom(error_to_proto(event.error_code or "INTERNAL", event.error, event.retryable))
     return message
@@ -99,6 +101,7 @@ def event_from_proto(message: replica_pb2.TokenEvent) -> TokenEvent:
         error=message.error.text if failed else None,
         error_code=message.error.code if failed else None,
         retryable=message.error.retryable if failed else False,
+        num_pages_freed=message.num_pages_freed if message.HasField("num_pages_freed") else None,
     )
 
 

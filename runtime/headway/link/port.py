@@ -15,7 +15,10 @@ class EnginePort(Protocol):
         """Queue `request`. Raises InvalidRequest, Overloaded or ReplicaUnavailable; then no event follows."""
 
     def abort(self, request_id: str) -> None:
-        """End a request; its pages are free after the running step. Unknown and ended ids are ignored."""
+        """End a request; the event of its end tells how many pages are free after the running step.
+
+        Unknown and ended ids are ignored.
+        """
 
     def set_listener(self, listener: Listener) -> None:
         """Call `listener` after each step, from the engine's thread, with the events of that step.

@@ -18,7 +18,7 @@ from headway.model.families.fields import eos_ids
 from headway.model.spec import DecoderSpec
 
 DEMO = "demo"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 HUB_TIMEOUT_S = 5.0  # for the hub to answer; a download that has begun may take longer
 HUB_ANSWERS = {401: "unknown or private", 403: "gated or private", 404: "unknown"}
 CONFIG_FILES = (
@@ -36,7 +36,8 @@ def resolve(model: str, *, weights: bool = True) -> Path:
     """The folder of `model`: a folder, "demo" (the bundled model), or a hub name such as "owner/name".
 
     A hub name is fetched into the hub's cache (without weights where `weights` is False), or taken from
-    there when the hub cannot be reached. Raises ModelError.
+    there when the hub cannot be reached; "owner/name@revision" is its state at a commit, branch or tag.
+    Raises ModelError.
     """
     if model == DEMO:
         return Path(__file__).parent.parent / "demo"
@@ -49,19 +50,32 @@ def resolve(model: str, *, weights: bool = True) -> Path:
         return path
     if is_file:
         raise ModelError(f"model {shorten(model)} is a file; give the folder that holds config.json")
-    if not HUB_NAME.fullmatch(model):
+    hub_name = HUB_NAME.fullmatch(model)
+    if not hub_name:
         raise ModelError(f"model {shorten(model)} is not a folder, a hub name (owner/name) or {DEMO!r}")
-    return _fetch(model, [*CONFIG_FILES, *WEIGHT_FILES] if weights else [*CONFIG_FILES])
+    patterns = [*CONFIG_FILES, *WEIGHT_FILES] if weights else [*CONFIG_FILES]
+    return _fetch(hub_name["name"], hub_name["revision"], patterns)
 
 
-def _fetch(name: str, patterns: list[str]) -> Path:
+def pinned(model: str, folder: Path) -> str:
+    """What gives any host the files in `folder`, to which `model` was resolved: a hub name at its commit.
+
+    Another host may have a later state of the model in its cache, or fetch one. What is no hub name stays.
+    """
+    if model == DEMO or folder == Path(model):
+        return model
+    return f"{model.partition('@')[0]}@{folder.name}"  # the hub's cache names a snapshot by its commit
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     reason = "not in the local cache"
     reachable = False
     try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)  # asked first, as snapshot_download may wait for ever
+        # asked first, as snapshot_download may wait for ever
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
         reachable = True
     except HfHubHTTPError as error:
         hint = HUB_ANSWERS.get(error.response.status_code, "try again later")
@@ -69,12 +83,17 @@ def _fetch(name: str, patterns: list[str]) -> Path:
     except Exception as error:  # the client's transport errors have no base that the hub library names
         reason = f"the hub cannot be reached: {_first_line(error)}"
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not reachable))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=not reachable
+            )
+        )
     except Exception as error:
         if reachable:
             reason = _first_line(error)
+        model = f"{name}@{revision}" if revision else name
         raise ModelError(
-            f"model {name!r} is neither a folder nor a model that can be fetched ({reason})"
+            f"model {model!r} is neither a folder nor a model that can be fetched ({reason})"
         ) from error
 
 

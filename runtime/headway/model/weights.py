@@ -33,6 +33,8 @@ from headway.model.stored import Stored
 from headway.sharding.heads import HeadPlan, RankHeads
 from headway.sharding.split import split_evenly
 
+QUANTISED = re.compile(r"F[468](_\w+)?|[IU](4|8|32)")  # dtypes that hold weights in fewer bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlan:
@@ -124,23 +126,32 @@ class ShardPlan:
 
     def check(self, checkpoint: Mapping[str, TensorInfo]) -> None:
         """Raise ModelError unless `checkpoint` has just the tensors, shapes and dtypes that are needed."""
+        folder = next((str(info.file.parent) for info in checkpoint.values()), "the checkpoint")
+        extra = list(self._left_over(checkpoint))
+        self._check_unquantised(folder, checkpoint, extra)
         if missing := [name for name in self.sources if name not in checkpoint]:
             first = f"{missing[0]} {list(self.sources[missing[0]])}"
-            raise ModelError(f"the checkpoint lacks tensor {first}{_more(missing)}")
-        if extra := list(self._left_over(checkpoint)):
+            raise ModelError(f"{folder} lacks tensor {first}{_more(missing)}")
+        if extra:
             first = f"{extra[0]} {list(checkpoint[extra[0]].shape)}"
             raise ModelError(
-                f"the checkpoint has tensor {first}{_more(extra)}, "
+                f"{folder} has tensor {first}{_more(extra)}, "
                 f"which a {self.spec.family} model with this config.json does not use"
             )
         for name, shape in self.sources.items():
             found = checkpoint[name]
+            tensor = f"{found.file}: tensor {name}"
             if found.shape != shape:
-                raise ModelError(f"tensor {name} must have shape {list(shape)}, found {list(found.shape)}")
+                raise ModelError(f"{tensor} must have shape {list(shape)}, found {list(found.shape)}")
             if found.dtype not in DTYPE_BYTES:
-                raise ModelError(
-                    f"tensor {name} must be one of {', '.join(DTYPE_BYTES)}, found {found.dtype}"
-                )
+                raise ModelError(f"{tensor} must be one of {', '.join(DTYPE_BYTES)}, found {found.dtype}")
+
+    def _check_unquantised(self, folder: str, checkpoint: Mapping[str, TensorInfo], extra: list[str]) -> None:
+        """Weights in fewer bits have a config of their own, but some checkpoints come without it."""
+        for name in (*self.sources, *extra):
+            if name in checkpoint and QUANTISED.fullmatch(dtype := checkpoint[name].dtype):
+                what = f"{folder} is quantised (tensor {name} is {dtype})"
+                raise ModelError(f"{what}; only unquantised weights are supported")
 
     def _left_over(self, checkpoint: Mapping[str, TensorInfo]) -> Iterator[str]:
         patterns = [*self.family.HARMLESS]

@@ -50,7 +50,10 @@ class ChatTemplate:
         config = _read_config(folder)
         own = folder / "chat_template.jinja"
         source = _read_own(own) if own.is_file() else _default(folder, config.get("chat_template"))
-        return cls(source, _special_tokens(config)) if source else None
+        try:
+            return cls(source, _special_tokens(config)) if source else None
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from None
 
     def render(
         self,
@@ -146,18 +149,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{folder.name}/tokenizer_config.json is no JSON: {error}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{folder.name}/tokenizer_config.json must hold an object")
+        raise ModelError(f"{path} must hold an object, got {shorten(config)}")
     return config
 
 
 def _read_own(path: Path) -> str:
     try:
         return path.read_text("utf-8")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ModelError(f"{path.parent.name}/{path.name} is not UTF-8: {error}") from None
+        raise ModelError(f"{path} is not UTF-8: {error}") from None
 
 
 def _default(folder: Path, templates: Any) -> str | None:
@@ -167,7 +174,7 @@ def _default(folder: Path, templates: Any) -> str | None:
     named = templates if isinstance(templates, list) else [templates]
     if not all(_is_named(entry) for entry in named):
         limit = "a text or a list of objects with a name and a template"
-        where = f"{folder.name}/tokenizer_config.json"
+        where = folder / "tokenizer_config.json"
         raise ModelError(f"chat_template in {where} must be {limit}, got {shorten(templates)}")
     return {entry["name"]: entry["template"] for entry in named}.get("default")
 

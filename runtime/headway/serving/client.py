@@ -92,7 +92,7 @@ class Client:
         return text
 
     def abort(self, request_id: str) -> bool:
-        """End a request. False if it had ended before; raises UnknownRequest."""
+        """End a request; its pages are free then. False if it had ended before; raises UnknownRequest."""
         reply = self._call(self._control.Abort, control.AbortRequest(request_id=request_id))
         return bool(reply.was_running)
 
@@ -117,14 +117,15 @@ class Client:
         self.close()
 
     def _call(self, method: Any, request: Any) -> Any:
-        with self._calls.errors():
-            return method(request, **self._calls.options(None))
+        options = self._calls.options(None)
+        with self._calls.errors(options):
+            return method(request, **options)
 
     def _stream(self, request: inference.GenerateRequest, options: dict[str, Any]) -> Iterator[Delta]:
         failure: Failure | None = None
         call = self._inference.Generate(request, **options)
         try:
-            with self._calls.errors():
+            with self._calls.errors(options):
                 for message in call:
                     if not message.HasField("accepted"):
                         delta = delta_from_proto(message)
@@ -215,8 +216,9 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, method: Any, request: Any) -> Any:
-        with self._calls.errors():
-            return await method(request, **self._calls.options(None))
+        options = self._calls.options(None)
+        with self._calls.errors(options):
+            return await method(request, **options)
 
     async def _stream(
         self, request: inference.GenerateRequest, options: dict[str, Any]
@@ -224,7 +226,7 @@ class AsyncClient:
         failure: Failure | None = None
         call = self._inference.Generate(request, **options)
         try:
-            with self._calls.errors():
+            with self._calls.errors(options):
                 async for message in call:
                     if not message.HasField("accepted"):
                         delta = delta_from_proto(message)
@@ -249,13 +251,15 @@ class _Calls:
         return {"metadata": self._metadata, "timeout": timeout}
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
+    def errors(self, options: dict[str, Any]) -> Iterator[None]:
         """A status becomes an error of our tree; what gRPC itself says of a connection names the target."""
         try:
             yield
         except grpc.RpcError as error:
             code, details = error.code().name, error.details() or ""
-            if "connect" in details or not details:
+            if code == "DEADLINE_EXCEEDED" and options["timeout"] is not None:
+                details = f"{self._target} did not end the call within timeout_s ({options['timeout']:g} s)"
+            elif "connect" in details or not details:
                 details = f"{self._target}: {details or code.lower()}"
             raise error_of(code, details) from None
 

@@ -1,9 +1,9 @@
 """ControlService: what runs here, how busy it is, and Abort."""
 
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 from headway.core.limits import check_length
+from headway.core.version import __version__
 from headway.link.messages import info_to_proto, load_to_proto
 from headway.rpc.v1 import control_pb2, control_pb2_grpc
 from headway.serving.model import ServedModel
@@ -23,7 +23,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self, request: control_pb2.GetServerInfoRequest, context: Context
     ) -> control_pb2.GetServerInfoResponse:
         return control_pb2.GetServerInfoResponse(
-            version=_version(),
+            version=__version__,
             uptime_ms=int(1000 * (time.monotonic() - self._started)),
             replicas=[info_to_proto(replica.info) for replica in self._router.replicas],
         )
@@ -57,11 +57,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self, request: control_pb2.AbortRequest, context: Context
     ) -> control_pb2.AbortResponse:
         check_length("request_id", request.request_id)
-        return control_pb2.AbortResponse(was_running=self._router.abort(request.request_id))
-
-
-def _version() -> str:
-    try:
-        return version("headway")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
+        aborted = await self._router.abort(request.request_id)
+        return control_pb2.AbortResponse(
+            was_running=aborted.was_running, num_pages_freed=aborted.num_pages_freed
+        )

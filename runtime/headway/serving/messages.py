@@ -19,8 +19,6 @@ from headway.serving.failure import Failure
 from headway.serving.model import Prompt, check_prompt_kind
 from headway.serving.output import Delta
 
-_ANY_VOCAB = 1 << 31  # a client does not know the model's
-
 
 def prompt_from_proto(request: inference_pb2.GenerateRequest | inference_pb2.TokenizeRequest) -> Prompt:
     """Raises InvalidRequest where there is none."""
@@ -44,7 +42,7 @@ def prompt_to_proto(prompt: Prompt) -> dict[str, Any]:
     if items and isinstance(items[0], Mapping):
         messages = [_message(index, message) for index, message in enumerate(items)]
         return {"messages": inference_pb2.ChatMessages(messages=messages)}
-    check_token_ids("prompt", items, _ANY_VOCAB)
+    check_token_ids("prompt", items)
     return {"token_ids": inference_pb2.TokenIds(token_ids=items)}
 
 
@@ -56,7 +54,7 @@ def generate_request(
     resume_token_ids: tuple[int, ...] = (),
 ) -> inference_pb2.GenerateRequest:
     """Raises InvalidRequest."""
-    check_token_ids("resume_token_ids", resume_token_ids, _ANY_VOCAB)
+    check_token_ids("resume_token_ids", resume_token_ids)
     return inference_pb2.GenerateRequest(
         request_id=request_id,
         sampling=sampling_to_proto(sampling),
@@ -75,7 +73,7 @@ def tokenize_request(prompt: Prompt) -> inference_pb2.TokenizeRequest:
 
 def detokenize_request(token_ids: Sequence[int]) -> inference_pb2.DetokenizeRequest:
     """Raises InvalidRequest."""
-    check_token_ids("token_ids", token_ids, _ANY_VOCAB)
+    check_token_ids("token_ids", token_ids)
     return inference_pb2.DetokenizeRequest(token_ids=token_ids)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from headway.core.errors import DuplicateRequest, HeadwayError, Overloaded, ReplicaUnavailable, UnknownRequest
@@ -19,6 +19,7 @@ from headway.serving.stream import DeltaStream
 from headway.serving.tokenizer import TextTokenizer
 
 NUM_ENDED_KEPT = 10_000  # request ids that Abort still knows after their end
+ABORT_TIMEOUT_S = 1.0  # for replicas to tell that pages are free: at the end of their running step
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,32 @@ class _Member:
 
     replica: Replica
     running: "dict[str, _Sequence]"
+    aborting: dict[str, "asyncio.Future[int | None]"] = field(default_factory=dict)
 
     @property
     def busyness(self) -> int:
         """What it said last, or what we have given it since, whichever is more."""
         load = self.replica.load
         return max(load.num_running + load.num_waiting, len(self.running))
+
+    def abort(self, request_id: str) -> "asyncio.Future[int | None]":
+        """Resolved with the number of pages freed when the replica tells of the end; None if it does not."""
+        self.aborting[request_id] = told = asyncio.get_running_loop().create_future()
+        self.replica.abort(request_id)
+        return told
+
+    def note_end(self, request_id: str, num_pages_freed: int | None) -> None:
+        told = self.aborting.pop(request_id, None)
+        if told is not None and not told.done():
+            told.set_result(num_pages_freed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aborted:
+    """num_pages_freed: None where a replica has not told."""
+
+    was_running: bool
+    num_pages_freed: int | None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -145,17 +166,20 @@ class Router:
         while len(self._ended) > NUM_ENDED_KEPT:
             self._ended.popitem(last=False)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request's completions with reason ABORT. False if they had ended; raises UnknownRequest."""
-        if request_id not in self._requests:
-            if request_id in self._ended:
-                return False
+    async def abort(self, request_id: str) -> Aborted:
+        """End a request's completions with reason ABORT; return when their pages are free, or soon after.
+
+        What had ended is not aborted again. Raises UnknownRequest.
+        """
+        if request_id not in self._requests and request_id not in self._ended:
             raise UnknownRequest(f"request_id {request_id!r} is not known")
-        running = [s for s in self._requests[request_id][1] if self._remove(s)]
-        for sequence in running:
-            sequence.member.replica.abort(sequence.request.request_id)
-            sequence.stream.put(sequence.output.end(FinishReason.ABORT))
-        return bool(running)
+        _, sequences = self._requests.get(request_id, (None, []))
+        told = []
+        for sequence in sequences:
+            if self._remove(sequence):
+                told.append(sequence.member.abort(sequence.request.request_id))
+                sequence.stream.put(sequence.output.end(FinishReason.ABORT))
+        return Aborted(was_running=bool(told), num_pages_freed=await _sum(told))
 
     async def stop(self) -> None:
         """Part from every replica; what still runs ends with UNAVAILABLE."""
@@ -186,6 +210,8 @@ class Router:
             log.exception("lost a replica")
         finally:
             self._members.remove(member)
+            for request_id in list(member.aborting):
+                member.note_end(request_id, None)
             for sequence in list(member.running.values()):
                 lost = ReplicaUnavailable("the replica that ran this request is gone; send it again")
                 self._end(sequence, sequence.output.fail(lost))
@@ -194,8 +220,10 @@ class Router:
 
     def _take(self, member: _Member, event: TokenEvent) -> None:
         sequence = member.running.get(event.request_id)
-        if sequence is None:
-            return  # it was ended here before its replica knew
+        if sequence is None:  # it was ended here before its replica knew
+            if event.terminal:
+                member.note_end(event.request_id, event.num_pages_freed)
+            return
         try:
             delta = sequence.output.push(event)
         except Exception as error:  # a bug must cost one request, not the replica's other ones
@@ -214,3 +242,13 @@ class Router:
     def _remove(self, sequence: _Sequence) -> bool:
         """Whether the sequence was still running."""
         return sequence.member.running.pop(sequence.request.request_id, None) is not None
+
+
+async def _sum(told: "list[asyncio.Future[int | None]]") -> int | None:
+    """None unless all of them tell a number in time."""
+    try:
+        numbers = await asyncio.wait_for(asyncio.gather(*told), ABORT_TIMEOUT_S)
+    except TimeoutError:
+        return None
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None

@@ -25,7 +25,7 @@ class TextTokenizer:
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises plain Exception
-            raise ModelError(f"{folder.name}/tokenizer.json cannot be read: {error}") from None
+            raise ModelError(f"{path} cannot be read: {error}") from None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return tuple(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)

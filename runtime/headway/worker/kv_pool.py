@@ -51,7 +51,8 @@ class PoolBudget:
             return num_pages
         num_pages = as_asked(config.num_pages, self.groups)
         if pool_bytes(num_pages, self.groups) > self.pool_bytes:
-            raise StartError(f"no memory for {_each(num_pages)} KV pages: {self}")
+            asked = f"{_each(num_pages)} KV pages (num_pages={config.num_pages})"
+            raise StartError(f"no memory for {asked}: {self}")
         return num_pages
 
     def describe(self, config: EngineConfig) -> str:

@@ -1,4 +1,4 @@
-"""Model families by `model_type` of config.json. A family is a module: data, and one function."""
+"""Model families by `model_type` of config.json. A family is a module: data, and two functions."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -62,11 +62,13 @@ def _with_rope(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
         raise ModelError(
             f"config.json: rope_parameters must have {' and '.join(THETA)} alone, got {shorten(list(each))}"
         )
-    parameters = dict(section(each, kind))
-    if kind == FULL and (scaling := section(config, "rope_scaling")):
-        parameters |= {"rope_type": scaling.get("type"), **scaling}
     theta = number(config, "rope_theta" if kind == FULL else "rope_local_base_freq", THETA[kind])
-    return {**config, "rope_scaling": None, "rope_parameters": parameters, "rope_theta": theta}
+    return {
+        **config,
+        "rope_scaling": section(config, "rope_scaling") if kind == FULL else None,
+        "rope_parameters": section(each, kind),
+        "rope_theta": theta,
+    }
 
 
 def weights(spec: DecoderSpec) -> Weights:

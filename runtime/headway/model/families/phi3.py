@@ -56,7 +56,7 @@ def _present(scaling: object) -> object:
     if not isinstance(scaling, dict):
         return scaling
     former = scaling.get("rope_type", scaling.get("type")) in FORMER_NAMES
-    return {**scaling, "rope_type": RopeKind.LONGROPE} if former else scaling
+    return {**scaling, "rope_type": RopeKind.LONGROPE, "type": None} if former else scaling
 
 
 def weights(spec: DecoderSpec) -> Weights:

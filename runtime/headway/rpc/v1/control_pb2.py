@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadway/rpc/v1/control.proto\x12\x0eheadway.rpc.v1\"\x16\n\x14GetServerInfoRequest\"j\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tuptime_ms\x18\x02 \x01(\x04\x12-\n\x08replicas\x18\x03 \x03(\x0b\x32\x1b.headway.rpc.v1.ReplicaInfo\"\x15\n\x13GetModelInfoRequest\"\xb3\x01\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x15\n\rhas_tokenizer\x18\x06 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\"\x10\n\x0eGetLoadRequest\"P\n\x0fGetLoadResponse\x12\x15\n\rnum_in_flight\x18\x01 \x01(\r\x12&\n\x08replicas\x18\x02 \x03(\x0b\x32\x14.headway.rpc.v1.Load\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"$\n\rAbortResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\xa5\x01\n\x0bReplicaInfo\x12\x12\n\nworld_size\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x12\n\npool_bytes\x18\x08 \x01(\x04\"e\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x12\n\nfree_pages\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x32\xdb\x02\n\x0e\x43ontrolService\x12\\\n\rGetServerInfo\x12$.headway.rpc.v1.GetServerInfoRequest\x1a%.headway.rpc.v1.GetServerInfoResponse\x12Y\n\x0cGetModelInfo\x12#.headway.rpc.v1.GetModelInfoRequest\x1a$.headway.rpc.v1.GetModelInfoResponse\x12J\n\x07GetLoad\x12\x1e.headway.rpc.v1.GetLoadRequest\x1a\x1f.headway.rpc.v1.GetLoadResponse\x12\x44\n\x05\x41\x62ort\x12\x1c.headway.rpc.v1.AbortRequest\x1a\x1d.headway.rpc.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadway/rpc/v1/control.proto\x12\x0eheadway.rpc.v1\"\x16\n\x14GetServerInfoRequest\"j\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tuptime_ms\x18\x02 \x01(\x04\x12-\n\x08replicas\x18\x03 \x03(\x0b\x32\x1b.headway.rpc.v1.ReplicaInfo\"\x15\n\x13GetModelInfoRequest\"\xb3\x01\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x15\n\rhas_tokenizer\x18\x06 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\"\x10\n\x0eGetLoadRequest\"P\n\x0fGetLoadResponse\x12\x15\n\rnum_in_flight\x18\x01 \x01(\r\x12&\n\x08replicas\x18\x02 \x03(\x0b\x32\x14.headway.rpc.v1.Load\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"V\n\rAbortResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\x12\x1c\n\x0fnum_pages_freed\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_num_pages_freed\"\xa5\x01\n\x0bReplicaInfo\x12\x12\n\nworld_size\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x11\n\tpage_size\x18\x06 \x01(\r\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x12\n\npool_bytes\x18\x08 \x01(\x04\"e\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x12\n\nfree_pages\x18\x03 \x01(\r\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x32\xdb\x02\n\x0e\x43ontrolService\x12\\\n\rGetServerInfo\x12$.headway.rpc.v1.GetServerInfoRequest\x1a%.headway.rpc.v1.GetServerInfoResponse\x12Y\n\x0cGetModelInfo\x12#.headway.rpc.v1.GetModelInfoRequest\x1a$.headway.rpc.v1.GetModelInfoResponse\x12J\n\x07GetLoad\x12\x1e.headway.rpc.v1.GetLoadRequest\x1a\x1f.headway.rpc.v1.GetLoadResponse\x12\x44\n\x05\x41\x62ort\x12\x1c.headway.rpc.v1.AbortRequest\x1a\x1d.headway.rpc.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,11 +46,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ABORTREQUEST']._serialized_start=485
   _globals['_ABORTREQUEST']._serialized_end=519
   _globals['_ABORTRESPONSE']._serialized_start=521
-  _globals['_ABORTRESPONSE']._serialized_end=557
-  _globals['_REPLICAINFO']._serialized_start=560
-  _globals['_REPLICAINFO']._serialized_end=725
-  _globals['_LOAD']._serialized_start=727
-  _globals['_LOAD']._serialized_end=828
-  _globals['_CONTROLSERVICE']._serialized_start=831
-  _globals['_CONTROLSERVICE']._serialized_end=1178
+  _globals['_ABORTRESPONSE']._serialized_end=607
+  _globals['_REPLICAINFO']._serialized_start=610
+  _globals['_REPLICAINFO']._serialized_end=775
+  _globals['_LOAD']._serialized_start=777
+  _globals['_LOAD']._serialized_end=878
+  _globals['_CONTROLSERVICE']._serialized_start=881
+  _globals['_CONTROLSERVICE']._serialized_end=1228
 # @@protoc_insertion_point(module_scope)

@@ -61,10 +61,12 @@ class AbortRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class AbortResponse(_message.Message):
-    __slots__ = ("was_running",)
+    __slots__ = ("was_running", "num_pages_freed")
     WAS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FREED_FIELD_NUMBER: _ClassVar[int]
     was_running: bool
-    def __init__(self, was_running: _Optional[bool] = ...) -> None: ...
+    num_pages_freed: int
+    def __init__(self, was_running: _Optional[bool] = ..., num_pages_freed: _Optional[int] = ...) -> None: ...
 
 class ReplicaInfo(_message.Message):
     __slots__ = ("world_size", "device", "dtype", "vocab_size", "max_model_len", "page_size", "num_pages", "pool_bytes")

@@ -78,8 +78,8 @@ class ControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends a running request with finish_reason ABORT. NOT_FOUND for an id that is not known; success for
-        one that has ended lately.
+        """Ends a running request with finish_reason ABORT, and answers once its pages are free. NOT_FOUND for an id
+        that is not known; success for one that has ended lately.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

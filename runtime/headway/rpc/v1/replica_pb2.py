@@ -26,7 +26,7 @@ from headway.rpc.v1 import control_pb2 as headway_dot_rpc_dot_v1_dot_control__pb
 from headway.rpc.v1 import inference_pb2 as headway_dot_rpc_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadway/rpc/v1/replica.proto\x12\x0eheadway.rpc.v1\x1a\x1cheadway/rpc/v1/control.proto\x1a\x1eheadway/rpc/v1/inference.proto\"Y\n\nRunRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.headway.rpc.v1.EngineRequestH\x00\x12\x0f\n\x05\x61\x62ort\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ommand\"\x88\x01\n\x0bRunResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.headway.rpc.v1.ReplicaInfo\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.headway.rpc.v1.TokenEvent\x12\"\n\x04load\x18\x03 \x01(\x0b\x32\x14.headway.rpc.v1.Load\"\xa3\x01\n\rEngineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.headway.rpc.v1.SamplingParams\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x12\n\noutput_ids\x18\x06 \x03(\r\"\xca\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\x08token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12)\n\x08logprobs\x18\x03 \x03(\x0b\x32\x17.headway.rpc.v1.Logprob\x12\x33\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1c.headway.rpc.v1.FinishReason\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.headway.rpc.v1.ErrorB\x0b\n\t_token_id2T\n\x0eReplicaService\x12\x42\n\x03Run\x12\x1a.headway.rpc.v1.RunRequest\x1a\x1b.headway.rpc.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadway/rpc/v1/replica.proto\x12\x0eheadway.rpc.v1\x1a\x1cheadway/rpc/v1/control.proto\x1a\x1eheadway/rpc/v1/inference.proto\"Y\n\nRunRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.headway.rpc.v1.EngineRequestH\x00\x12\x0f\n\x05\x61\x62ort\x18\x02 \x01(\tH\x00\x42\t\n\x07\x63ommand\"\x88\x01\n\x0bRunResponse\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.headway.rpc.v1.ReplicaInfo\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.headway.rpc.v1.TokenEvent\x12\"\n\x04load\x18\x03 \x01(\x0b\x32\x14.headway.rpc.v1.Load\"\xa3\x01\n\rEngineRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.headway.rpc.v1.SamplingParams\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\r\x12\x12\n\noutput_ids\x18\x06 \x03(\r\"\xfc\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\x08token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12)\n\x08logprobs\x18\x03 \x03(\x0b\x32\x17.headway.rpc.v1.Logprob\x12\x33\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1c.headway.rpc.v1.FinishReason\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.headway.rpc.v1.Error\x12\x1c\n\x0fnum_pages_freed\x18\x06 \x01(\rH\x01\x88\x01\x01\x42\x0b\n\t_token_idB\x12\n\x10_num_pages_freed2T\n\x0eReplicaService\x12\x42\n\x03Run\x12\x1a.headway.rpc.v1.RunRequest\x1a\x1b.headway.rpc.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINEREQUEST']._serialized_start=341
   _globals['_ENGINEREQUEST']._serialized_end=504
   _globals['_TOKENEVENT']._serialized_start=507
-  _globals['_TOKENEVENT']._serialized_end=709
-  _globals['_REPLICASERVICE']._serialized_start=711
-  _globals['_REPLICASERVICE']._serialized_end=795
+  _globals['_TOKENEVENT']._serialized_end=759
+  _globals['_REPLICASERVICE']._serialized_start=761
+  _globals['_REPLICASERVICE']._serialized_end=845
 # @@protoc_insertion_point(module_scope)

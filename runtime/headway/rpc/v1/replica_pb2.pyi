@@ -43,15 +43,17 @@ class EngineRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenEvent(_message.Message):
-    __slots__ = ("request_id", "token_id", "logprobs", "finish_reason", "error")
+    __slots__ = ("request_id", "token_id", "logprobs", "finish_reason", "error", "num_pages_freed")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FREED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_id: int
     logprobs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Logprob]
     finish_reason: _inference_pb2.FinishReason
     error: _inference_pb2.Error
-    def __init__(self, request_id: _Optional[str] = ..., token_id: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.Logprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., error: _Optional[_Union[_inference_pb2.Error, _Mapping]] = ...) -> None: ...
+    num_pages_freed: int
+    def __init__(self, request_id: _Optional[str] = ..., token_id: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.Logprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., error: _Optional[_Union[_inference_pb2.Error, _Mapping]] = ..., num_pages_freed: _Optional[int] = ...) -> None: ...
