@@ -131,3 +131,24 @@ def test_generated_code_and_the_environment_module_are_exempt_where_they_must_be
     assert find(GENERATED + "v1/planted_pb2.py", "x = 1\n" * 1000) == set()
     assert find(GENERATED + "v1/planted_pb2.py", "import pickle") == {runs_data}
     assert find(ENVIRONMENT, '"""Reads."""\nimport os\nos.environ') == set()
+
+
+FOLDERS_IN_THE_MAP = ("model/families", "bench/ops", "headway/demo")  # as a whole: a file more is no news
+
+
+def missing_from(map_text: str) -> list[str]:
+    """Files of the package that the map does not name in backticks."""
+    files = (file for source in SOURCES for file in (ROOT / source).rglob("*.py"))
+    named = [file for file in files if not file.stem.startswith("__") and GENERATED not in file.as_posix()]
+    return [
+        file.name
+        for file in named
+        if f"`{file.name}`" not in map_text
+        and not any(file.parent.as_posix().endswith(folder) for folder in FOLDERS_IN_THE_MAP)
+    ]
+
+
+def test_the_map_names_every_file() -> None:
+    map_text = (ROOT / "runtime" / "README.md").read_text()
+    assert missing_from(map_text) == []
+    assert missing_from(map_text.replace("`gemv.py`", "")) == ["gemv.py"]

@@ -128,7 +128,7 @@ def test_the_tables_show_ranks_or_world_sizes_within_eighty_columns(folder: Path
     ranks = run(folder, "--tp", 3)
     assert "14 query and 2 KV heads" in ranks
     imbalance = figures(read_spec(folder), 3, 80 << 30).imbalance
-    assert f"largest rank {imbalance:.1%} above the mean; 1 KV heads replicated" in ranks
+    assert f"largest rank {imbalance:.1%} above the mean; 1 KV head replicated" in ranks
     compared = run(folder, "--tp", 4, "--compare")
     rows = [line.split() for line in compared.splitlines()]
     assert [row[0] for row in rows if row and row[0].isdigit()] == ["1", "2", "3", "4"]

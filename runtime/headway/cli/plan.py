@@ -9,7 +9,7 @@ import typer
 from headway.cli.table import print_table
 from headway.cli.units import format_bytes, parse_bytes
 from headway.core.config import EngineConfig
-from headway.core.errors import ConfigError
+from headway.core.errors import ConfigError, counted
 from headway.model.folder import read_spec, resolve
 from headway.model.spec import DecoderSpec
 from headway.model.weights import ShardPlan, shard_plan
@@ -163,9 +163,9 @@ def _check_room(plan: PlanFigures, memory_bytes: int) -> None:
 
 
 def _print_ranks(model: str, spec: DecoderSpec, plan: PlanFigures) -> None:
-    heads = f"{spec.num_q_heads} query and {spec.num_kv_heads} KV heads"
+    heads = f"{spec.num_q_heads} query and {counted(spec.num_kv_heads, 'KV head')}"
     print_table(
-        f"{model} on {plan.tp} ranks: {heads}, {spec.num_layers} layers, {spec.dtype}",
+        f"{model} on {counted(plan.tp, 'rank')}: {heads}, {spec.num_layers} layers, {spec.dtype}",
         ("rank", "q heads", "KV heads", "replicas", "weights", "page", "KV tokens"),
         (
             (
@@ -187,7 +187,7 @@ def _print_ranks(model: str, spec: DecoderSpec, plan: PlanFigures) -> None:
     replicated = format_bytes(plan.replicated_bytes_per_token)
     typer.echo(f"a page is K and V of all layers; largest context {plan.max_context:,} tokens")
     typer.echo(f"weights: largest rank {plan.imbalance:.1%} above the mean; ", nl=False)
-    typer.echo(f"{plan.kv_replicas} KV heads replicated, {replicated} a cached token")
+    typer.echo(f"{counted(plan.kv_replicas, 'KV head')} replicated, {replicated} a cached token")
 
 
 def _print_comparison(model: str, plans: list[PlanFigures]) -> None:
