@@ -43,4 +43,8 @@ def prepare_ray(*, local: bool) -> None:
 
 # What an actor's process is started with: every GPU of its host stays visible, since torch's symmetric
 # memory refuses ranks that each see one GPU only ("overlapping devices"); a rank selects its own by index.
-ACTOR_VARIABLES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+# NVLink multicast, which nothing here uses, is not set up beside it: peers' memory is shared only without.
+ACTOR_VARIABLES = {
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
