@@ -3,7 +3,6 @@
 The kernels are imported by the tests: where there is no GPU, they run in Triton's interpreter elsewhere.
 """
 
-import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from attention_cases import HEADS, VARIANTS
 from attention_checks import check_decode, check_prefill, check_prefill_dense
+from waiting import without_waiting
 
 pytestmark = pytest.mark.gpu
 GPU: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
@@ -141,11 +141,7 @@ def test_a_captured_step_follows_the_lengths_without_waiting() -> None:
 
     step()
     torch.cuda.synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode calls itself a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        step()
-        torch.cuda.set_sync_debug_mode("default")
+    without_waiting(step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = step()

@@ -1,4 +1,4 @@
-"""The same engine on GPUs, with the reference ops: token for token what transformers gives there."""
+"""The same engine on GPUs: token for token what transformers gives there, in float32."""
 
 from pathlib import Path
 from typing import Any

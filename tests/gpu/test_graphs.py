@@ -1,11 +1,10 @@
 """Every kernel's launch is captured in a CUDA graph, waits for nothing, and replays to the same values."""
 
-import warnings
-
 import pytest
 import torch
 
-from launches import Launch, all_launches
+from launches import all_launches
+from waiting import without_waiting
 
 pytestmark = pytest.mark.gpu
 
@@ -30,13 +29,3 @@ def test_a_captured_launch_gives_what_it_gave(name: str) -> None:
             one.zero_()
     graph.replay()
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-def without_waiting(launch: Launch) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode calls itself a prototype
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return launch()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

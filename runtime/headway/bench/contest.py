@@ -1,7 +1,8 @@
 """Several ways to do one thing on a GPU, timed in turns.
 
-Every contender is a CUDA graph, so the host's time is left out. They take turns in alternating order, and
-the median counts: a device that slows down meanwhile slows all of them.
+Every contender is a CUDA graph, and the device is kept busy until its replay is queued, so the host's time is
+left out. They take turns in alternating order, and the median counts: a device that slows down meanwhile slows
+all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from statistics import median
 import torch
 
 Contender = Callable[[], object]
+BUSY_CYCLES = 100_000  # some 50 microseconds, longer than the host takes to queue a replay
 
 
 def contest(
@@ -31,6 +33,7 @@ def contest(
 
 def _once(graph: torch.cuda.CUDAGraph) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(BUSY_CYCLES)  # type: ignore[no-untyped-call]
     begin.record()
     graph.replay()
     end.record()
