@@ -1,7 +1,7 @@
-"""Compile for a Hopper GPU what launches would run there, on a machine without one; nothing is executed.
+"""Compile for a GPU what launches would run there, on a machine without one; nothing is executed.
 
-`python hopper.py [PART OF A NAME]` prints a JSON line a launch: each kernel's registers, stack bytes (spills)
-and shared memory, or the error. TRITON_INTERPRET must not be set.
+`python hopper.py [PART OF A NAME] [80 | 90 | 100]` prints a JSON line a launch: each kernel's registers,
+stack bytes (spills) and shared memory, or the error. TRITON_INTERPRET must not be set.
 """
 
 import json
@@ -27,8 +27,11 @@ HOPPER = GPUTarget("cuda", 90, 32)
 class AbsentGpu:
     """As much of Triton's driver as compiling takes."""
 
+    def __init__(self, target: GPUTarget = HOPPER) -> None:
+        self._target = target
+
     def get_current_target(self) -> GPUTarget:
-        return HOPPER
+        return self._target
 
     def get_current_device(self) -> int:
         return 0
@@ -52,8 +55,8 @@ def usage(kernel: Any) -> dict[str, Any]:
     }
 
 
-def main(part: str = "") -> None:
-    driver.set_active(AbsentGpu())
+def main(part: str = "", capability: str = "90") -> None:
+    driver.set_active(AbsentGpu(GPUTarget("cuda", int(capability), 32)))
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -63,6 +66,7 @@ def main(part: str = "") -> None:
 
     JITFunction.run = only_compile
     launch.num_multiprocessors = lambda device: 132
+    launch.capability = lambda device: divmod(int(capability), 10)
     for name, make in all_launches().items():
         if part not in name:
             continue

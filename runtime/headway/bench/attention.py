@@ -16,8 +16,8 @@ from headway_kernels import gpu
 
 PAGE_SIZE = 16
 COLD_BYTES = 512 << 20  # many times any L2
-DENSE, PAGED = "ours, dense", f"ours, pages of {PAGE_SIZE}"
-PREFILL_NAMES = (DENSE, PAGED, *BACKENDS)
+DENSE, PAGED, PACKED = "ours, dense", f"ours, pages of {PAGE_SIZE}", "ours, packed"
+PREFILL_NAMES = (DENSE, PAGED, PACKED, *BACKENDS)
 DECODE_NAMES = (PAGED, *BACKENDS, FLASHINFER)
 
 
@@ -88,7 +88,9 @@ DECODE = (
 
 
 def prefill_us(row: PrefillRow, repeats: int) -> dict[str, float]:
-    """Microseconds of each contender: ours over one page (dense) and over small ones, and PyTorch's."""
+    """Microseconds of each contender: ours over one page (dense), over small ones and without any
+    (packed), and PyTorch's.
+    """
     q_TQD, k_GLD, v_GLD = (
         _random(row.num_tokens, row.num_q_heads, row.head_dim),
         *(_random(row.num_kv_heads, row.num_tokens, row.head_dim) for _ in range(2)),
@@ -96,6 +98,7 @@ def prefill_us(row: PrefillRow, repeats: int) -> dict[str, float]:
     contenders = {
         DENSE: _our_prefill(row, q_TQD, k_GLD, v_GLD, row.num_tokens),
         PAGED: _our_prefill(row, q_TQD, k_GLD, v_GLD, PAGE_SIZE),
+        PACKED: _our_packed(row, q_TQD, k_GLD, v_GLD),
     }
     if row.window is None:
         contenders |= sdpa(q_TQD.transpose(0, 1)[None].contiguous(), k_GLD[None], v_GLD[None], causal=True)
@@ -162,6 +165,22 @@ def _our_prefill(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor, p
         page_table_SP=table_1P,
         query_starts=starts,
         context_lens_S=starts[1:],
+        lengths=[(row.num_tokens, row.num_tokens)],
+        group_bounds=range(0, row.num_q_heads + 1, row.num_q_heads // row.num_kv_heads),
+        scale=row.head_dim**-0.5,
+        window=row.window,
+    )
+
+
+def _our_packed(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor) -> Contender:
+    k_TGD, v_TGD = (dense_GLD.transpose(0, 1).contiguous() for dense_GLD in (k_GLD, v_GLD))
+    starts = torch.tensor([0, row.num_tokens], dtype=torch.int32, device="cuda")
+    return lambda: gpu.flash_prefill_dense(
+        q_TQD,
+        k_TGD,
+        v_TGD,
+        query_starts=starts,
+        key_starts=starts,
         lengths=[(row.num_tokens, row.num_tokens)],
         group_bounds=range(0, row.num_q_heads + 1, row.num_q_heads // row.num_kv_heads),
         scale=row.head_dim**-0.5,

@@ -1,8 +1,8 @@
 """Several ways to do one thing on a GPU, timed in turns.
 
-Every contender is a CUDA graph, and the device is kept busy until its replay is queued, so the host's time is
-left out. They take turns in alternating order, and the median counts: a device that slows down meanwhile slows
-all of them.
+Every contender is a CUDA graph, and the device is kept busy until its replay is queued, so the host's time
+is left out. They take turns in alternating order, and the median counts: a device that slows down meanwhile
+slows all of them.
 """
 
 from collections.abc import Callable, Mapping
