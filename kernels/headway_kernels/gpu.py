@@ -1,4 +1,4 @@
-"""The ops on a CUDA device, in Triton: the same functions as `reference` has."""
+"""The ops on a CUDA device, in Triton: what a decoder and a sampler call, as `reference` has it."""
 
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
