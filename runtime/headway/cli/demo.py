@@ -12,6 +12,7 @@ from headway.core.errors import counted
 from headway.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from headway.cli.stop import StopSignals
     from headway.cluster.session import RaySession
     from headway.serving.client import AsyncClient
     from headway.serving.model import ServedModel
@@ -31,6 +32,7 @@ def demo(
 ) -> None:
     """Start the bundled model on Ray shards, stream a continuation over gRPC, report, stop."""
     from headway.cli.report import print_line
+    from headway.cli.stop import StopSignals
     from headway.cluster.preflight import preflight
     from headway.cluster.session import RaySession
     from headway.serving.model import ServedModel
@@ -41,10 +43,12 @@ def demo(
     served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
     print_line(f"Starting {model} on {counted(tp, 'tensor-parallel rank')}")
     start = time.monotonic()
-    with RaySession(ray, num_ranks=tp) as session:
-        ray_seconds = time.monotonic() - start
-        asyncio.run(_demo(session, served, found.source, config, prompt, params, ray_seconds))
-    print_line("Stopped; nothing is left running")
+    with StopSignals() as stop:
+        with RaySession(ray, num_ranks=tp) as session:
+            stop.listen()
+            ray_seconds = time.monotonic() - start
+            asyncio.run(_demo(session, served, found.source, config, prompt, params, ray_seconds, stop))
+        print_line("Stopped; nothing is left running")
 
 
 async def _demo(
@@ -55,13 +59,15 @@ async def _demo(
     prompt: str,
     params: SamplingParams,
     ray_seconds: float,
+    stop: "StopSignals",
 ) -> None:
-    from headway.cli.deployment import deploy, stop_signals, until
+    from headway.cli.deployment import deploy
     from headway.cli.report import print_line, print_start
+    from headway.cli.stop import until
     from headway.serving.client import AsyncClient
     from headway.serving.server import ServerConfig
 
-    with stop_signals() as stopped:
+    with stop.event() as stopped:
         async with AsyncExitStack() as stack:
             start = deploy(session, model, source, config, ServerConfig(address="127.0.0.1:0"))
             running = await until(stopped, stack.enter_async_context(start))

@@ -1,15 +1,12 @@
 """Replicas on Ray behind a gRPC front end, for as long as a block runs: what `serve` and `demo` stand on."""
 
 import asyncio
-import contextlib
-import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
 
 from headway.cluster.gang import Gang, Replica
 from headway.cluster.session import RaySession
@@ -18,8 +15,6 @@ from headway.core.progress import Report, silent
 from headway.link.client import ReplicaLink
 from headway.serving.model import ServedModel
 from headway.serving.server import Server, ServerConfig
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,30 +61,3 @@ async def _start(gangs: Sequence[Gang], report: Report) -> list[Replica]:
     hosts = await asyncio.gather(*(asyncio.to_thread(gang.load, report) for gang in gangs))
     ranks_on_host = Counter(chain.from_iterable(hosts))
     return await asyncio.gather(*(asyncio.to_thread(gang.begin, ranks_on_host, report) for gang in gangs))
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-async def until(stopped: asyncio.Event, work: Awaitable[Result]) -> Result | None:
-    """What `work` gives; None if `stopped` is set first, `work` then being cancelled and awaited."""
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.create_task(stopped.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return None if stopped.is_set() else working.result()
-    finally:
-        for task in (working, stopping):
-            task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)

@@ -13,6 +13,7 @@ from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, ReplicaUnavailable
 
 if TYPE_CHECKING:
+    from headway.cli.stop import StopSignals
     from headway.cluster.session import RaySession
     from headway.serving.model import ServedModel
     from headway.serving.server import ServerConfig
@@ -78,13 +79,16 @@ def serve(
     served = ServedModel.load(found.folder, name=model, eos_token_ids=found.spec.eos_token_ids)
 
     from headway.cli.report import print_line
+    from headway.cli.stop import StopSignals
     from headway.cluster.session import RaySession
 
     start = time.monotonic()
-    with RaySession(ray, num_ranks=tp * replicas) as session:
-        ray_seconds = time.monotonic() - start
-        asyncio.run(_serve(session, served, found.source, config, server, replicas, ray_seconds))
-    print_line("Stopped; nothing is left running")
+    with StopSignals() as stop:
+        with RaySession(ray, num_ranks=tp * replicas) as session:
+            stop.listen()
+            ray_seconds = time.monotonic() - start
+            asyncio.run(_serve(session, served, found.source, config, server, replicas, ray_seconds, stop))
+        print_line("Stopped; nothing is left running")
 
 
 async def _serve(
@@ -95,13 +99,15 @@ async def _serve(
     server_config: "ServerConfig",
     num_replicas: int,
     ray_seconds: float,
+    stop: "StopSignals",
 ) -> None:
     """Until SIGINT or SIGTERM. Raises ReplicaUnavailable once no replica is left."""
-    from headway.cli.deployment import deploy, stop_signals, until
+    from headway.cli.deployment import deploy
     from headway.cli.progress import progress_bars
     from headway.cli.report import print_line, print_start
+    from headway.cli.stop import until
 
-    with stop_signals() as stopped:
+    with stop.event() as stopped:
         async with AsyncExitStack() as stack:
             with progress_bars() as report:
                 start = deploy(

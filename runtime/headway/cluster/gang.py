@@ -4,6 +4,7 @@ Ray is needed to start and to stop; once the ranks have met, no token passes thr
 """
 
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,16 +203,23 @@ class Gang:
     def stop(self) -> None:
         """End every rank: by asking, then by force. Safe to call twice."""
         actors, self._actors = self._actors, []
+        group, self._group = self._group, None
         try:
-            self._ray.wait(
-                [actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=STOP_TIMEOUT_S
-            ) if actors else None
+            if actors:
+                asked = [actor.stop.remote() for actor in actors]
+                self._ray.wait(asked, num_returns=len(asked), timeout=STOP_TIMEOUT_S)
         finally:
             for actor in actors:
                 self._ray.kill(actor)
-            if self._group is not None:
-                self._ray.util.remove_placement_group(self._group)
-                self._group = None
+            if group is not None:
+                _give_up_after(STOP_TIMEOUT_S, self._ray.util.remove_placement_group, group)
+
+
+def _give_up_after(seconds: float, call: Callable[..., object], *arguments: object) -> None:
+    """Where the cluster's head is gone already, Ray would wait for it for a minute."""
+    thread = threading.Thread(target=call, args=arguments, name="give-up-after", daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _describe(resources: dict[str, float]) -> str:
