@@ -44,8 +44,7 @@ def demo(
     print_line(f"Starting {model} on {counted(tp, 'tensor-parallel rank')}")
     start = time.monotonic()
     with StopSignals() as stop:
-        with RaySession(ray, num_ranks=tp) as session:
-            stop.listen()
+        with stop.over(RaySession(ray, num_ranks=tp)) as session:
             ray_seconds = time.monotonic() - start
             asyncio.run(_demo(session, served, found.source, config, prompt, params, ray_seconds, stop))
         print_line("Stopped; nothing is left running")

@@ -84,8 +84,7 @@ def serve(
 
     start = time.monotonic()
     with StopSignals() as stop:
-        with RaySession(ray, num_ranks=tp * replicas) as session:
-            stop.listen()
+        with stop.over(RaySession(ray, num_ranks=tp * replicas)) as session:
             ray_seconds = time.monotonic() - start
             asyncio.run(_serve(session, served, found.source, config, server, replicas, ray_seconds, stop))
         print_line("Stopped; nothing is left running")

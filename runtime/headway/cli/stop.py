@@ -2,27 +2,43 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+if TYPE_CHECKING:
+    from headway.cluster.session import RaySession
 
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """While it is entered, SIGINT and SIGTERM end nothing by themselves, however often they come.
-
-    `listen` takes them back from whoever has set handlers of its own meanwhile, as Ray does when it starts.
-    """
+    """While it is entered, SIGINT and SIGTERM end nothing by themselves, however often they come."""
 
     def __init__(self) -> None:
         self.asked = False
         self._tell: Callable[[], object] = lambda: None
         self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
+    @contextmanager
+    def over(self, session: "RaySession") -> Iterator["RaySession"]:
+        """A connection to Ray, closed at the end. Ray has handlers of its own when it starts, and as it shuts
+        down none at all: the signals are taken back, again and again while it does.
+        """
+        self._listen()
+        try:
+            yield session
+        finally:
+            closing = threading.Thread(target=session.close, name="close-ray")
+            closing.start()
+            while closing.is_alive():
+                self._listen()
+                closing.join(0.01)
+
+    def _listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -45,7 +61,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.listen()
+        self._listen()
         return self
 
     def __exit__(
