@@ -6,7 +6,7 @@ one share is written already. Sequences without a context get their zeros here: 
 
 Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid: (B * num_queries, Q).
 
-Shape suffixes: as in `reference`; K parts of a context, W programs.
+Shape suffixes: as in `reference`; K parts of a context, W programs, G KV heads.
 """
 
 import triton
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.decode_plan import DecodePlan, share
+from headway_kernels.launch import FUSED
 from headway_kernels.merge import merge_step
 from headway_kernels.online_softmax import LN_2, LOWEST
 from headway_kernels.tiles import padded
@@ -42,6 +43,7 @@ def merge_shares(
         *out_BQD.stride()[:2],
         0 if lse_BQ is None else lse_BQ.stride(0),
         KV_HEADS=num_kv_heads,
+        WIDE_HEADS=padded(num_kv_heads, 1),
         D=head_dim,
         WIDE=padded(head_dim),
         ROWS=plan.tile.rows,
@@ -51,6 +53,7 @@ def merge_shares(
         HAS_SINKS=sinks_Q is not None,
         HAS_LSE=lse_BQ is not None,
         num_warps=2,
+        **FUSED,
     )
 
 
@@ -70,6 +73,7 @@ def _merge_shares_kernel(
     out_head,
     lse_row,
     KV_HEADS: tl.constexpr,
+    WIDE_HEADS: tl.constexpr,
     D: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -93,10 +97,12 @@ def _merge_shares_kernel(
             nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
             tl.store(lse_ptr + token * lse_row + head, nothing)
         return
-    kv_head = 0
-    for other in tl.static_range(1, KV_HEADS):
-        kv_head += (tl.load(bounds_ptr + other) <= head).to(tl.int32)
-    within = (head - tl.load(bounds_ptr + kv_head)) * QUERIES + token % QUERIES
+    g_G = tl.arange(0, WIDE_HEADS)
+    first_head_G = tl.load(bounds_ptr + g_G, mask=g_G < KV_HEADS, other=head + 1)
+    before_G = first_head_G <= head  # of KV heads up to this head's own
+    kv_head = tl.sum(before_G.to(tl.int32), 0) - 1
+    first_head = tl.max(tl.where(before_G, first_head_G, 0), 0)
+    within = (head - first_head) * QUERIES + token % QUERIES
     start += (kv_head * BLOCKS + within // ROWS) * total
     per = share(total * num_blocks, num_programs)
     first = start // per

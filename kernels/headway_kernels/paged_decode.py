@@ -25,7 +25,14 @@ from torch import Tensor
 
 from headway_kernels import debug
 from headway_kernels.decode_plan import DecodePlan, plan_decode, share
-from headway_kernels.launch import bounds_tensor, check_attention, check_num_queries, heads_of, precision
+from headway_kernels.launch import (
+    FUSED,
+    bounds_tensor,
+    check_attention,
+    check_num_queries,
+    heads_of,
+    precision,
+)
 from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
     LN_2,
@@ -95,7 +102,14 @@ def paged_decode(
             num_queries=num_queries,
             window=window,
         )
-    plan.check(num_seqs=num_seqs, group=group, num_queries=num_queries, head_dim=head_dim, window=window)
+    plan.check(
+        num_seqs=num_seqs,
+        num_kv_heads=k_pool.shape[1],
+        group=group,
+        num_queries=num_queries,
+        head_dim=head_dim,
+        window=window,
+    )
     if check_values:
         lengths, queries = context_lens_B.tolist(), [num_queries] * num_seqs
         debug.check_pages(
@@ -156,6 +170,7 @@ def paged_decode(
         PRECISION=precision(q_BQD.dtype),
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
+        **FUSED,
     )
     merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
     return out_BQD

@@ -20,10 +20,17 @@ MOST_STACK = 192  # bytes a thread; float32 is for exactness, and its products t
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, Any]:
-    """What `hopper.py` says of each launch. A process of its own: here kernels are interpreted."""
+    """What `hopper.py` says of each launch. A process of its own: here kernels are interpreted.
+
+    Triton warns where a launch leaves to its default what that is about to change: an error here.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run(
-        [sys.executable, SUPPORT / "hopper.py"], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "-W", "error", SUPPORT / "hopper.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     told = [json.loads(line) for line in ran.stdout.splitlines()]
     assert told, ran.stderr
