@@ -7,8 +7,8 @@ one tile (row = head * num_queries + token): 16 at least, what a matrix product 
 equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
 the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
 [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
-numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the
-merge.
+numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then (B * num_queries, KV heads, heads
+of the largest group) for the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).

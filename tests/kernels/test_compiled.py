@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from kernel_names import kernel_names
 from launches import all_launches
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -45,3 +46,9 @@ def test_it_compiles_within_what_a_gpu_has(compiled: dict[str, Any], name: str) 
     for kernel in told["kernels"]:
         assert kernel["stack"] <= MOST_STACK or "float32" in name, kernel
         assert kernel["shared"] <= MOST_SHARED, kernel
+
+
+def test_every_kernel_is_launched(compiled: dict[str, Any]) -> None:
+    assert {kernel["kernel"] for told in compiled.values() for kernel in told["kernels"]} == set(
+        kernel_names()
+    )
