@@ -32,7 +32,7 @@ def check_attention(
         raise mismatch(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
     _check_alike(op, q, k_pool=k_pool, v_pool=v_pool)
     check_ints(op, "context_lens", context_lens, len(context_lens), q.device)
-    dense = table.ndim == 2 and (table.shape[1] <= 1 or table.stride(1) == 1)
+    dense = table.ndim == 2 and (not len(table) or table.shape[1] <= 1 or table.stride(1) == 1)
     if not dense or len(table) != len(context_lens) or table.dtype != torch.int32 or table.device != q.device:
         expected = f"int32 [{len(context_lens)}, pages] on {q.device}, rows dense"
         raise mismatch(op, "page_table", expected, table)

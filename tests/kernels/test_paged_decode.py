@@ -117,6 +117,21 @@ def test_a_plan_says_where_each_equal_share_begins(
             assert row == owners[worker * each % len(owners)]
 
 
+def test_no_sequences_give_no_rows_whatever_the_strides_of_their_empty_table() -> None:
+    pool = torch.zeros(1, 1, 16, 64)
+    found = paged_decode(
+        torch.zeros(0, 1, 64),
+        pool,
+        pool,
+        page_table_BP=torch.zeros(1, dtype=torch.int32).as_strided((0, 3), (0, 0)),
+        context_lens_B=torch.zeros(0, dtype=torch.int32),
+        max_context_len=0,
+        group_bounds=(0, 1),
+        scale=1.0,
+    )
+    assert found.shape == (0, 1, 64)
+
+
 def test_lengths_for_a_plan_are_dense() -> None:
     every_other = torch.tensor([40, 3, 20, 3], dtype=torch.int32)[::2]
     with pytest.raises(ValueError, match=r"plan_decode: context_lens must be int32 \[2\] on cpu, dense"):
