@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, mismatch
-from headway_kernels.one_shot import _norm_kernel, _sum_kernel
+from headway_kernels.launch import DTYPES, FUSED, mismatch
+from headway_kernels.one_shot import _one_shot_kernel, _one_shot_norm_kernel
 from headway_kernels.peer_memory import PROGRAMS, SHOT_PROGRAMS, SHOT_WORDS, PeerMemory
 from headway_kernels.tiles import padded
 from headway_kernels.tiles_all_reduce import SENT_IN_REGISTERS, ShotTile, in_one_shot, row_tile, shot_tile
@@ -51,7 +51,7 @@ def all_reduce(x: Tensor, peers: PeerMemory, *, out: Tensor | None = None, way: 
     if x_words.numel() > SHOT_PROGRAMS * SHOT_WORDS:
         raise _no_room("all_reduce", x, peers, way)
     tile = shot_tile(x_words.numel(), SHOT_PROGRAMS)
-    _sum_kernel[(triton.cdiv(x_words.numel(), tile.words),)](
+    _one_shot_kernel[(triton.cdiv(x_words.numel(), tile.words),)](
         x_words,
         out_words,
         peers.own,
@@ -113,7 +113,7 @@ def all_reduce_norm(
     if triton.cdiv(num_rows, SHOT_PROGRAMS) * row_words > SHOT_WORDS:
         raise _no_room(op, x_TH, peers, way)
     tile = row_tile(row_words)
-    _norm_kernel[(min(num_rows, SHOT_PROGRAMS),)](
+    _one_shot_norm_kernel[(min(num_rows, SHOT_PROGRAMS),)](
         x_words,
         None if residual_TH is None else _words(residual_TH, pairs),
         weight_H,
@@ -224,6 +224,7 @@ def _two_shots(
         ROW=row,
         num_warps=min(max(max(tile, row) * x.element_size() // 512, 4), 16),
         num_stages=1,
+        **FUSED,
     )
 
 
@@ -238,6 +239,7 @@ def _shot_options(x: Tensor, peers: PeerMemory, pairs: bool, tile: ShotTile) -> 
         "W": tile.words,
         "num_warps": tile.num_warps,
         "num_stages": 1,
+        **FUSED,
     }
 
 

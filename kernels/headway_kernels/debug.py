@@ -1,4 +1,4 @@
-"""What only values can tell, checked on the host before a launch: wrong page numbers and lengths.
+"""What only values can tell, checked on the host before a launch: wrong page numbers, lengths and indices.
 
 A kernel follows its page table wherever that points: a wrong entry gives another request's values or a fault
 some launches later. Launchers call these where they are told to (`check_values=True`), which waits for the
@@ -71,15 +71,20 @@ def check_plan(op: str, plan: DecodePlan, context_lens: Sequence[int]) -> None:
     _equal(op, "plan.tile_starts", plan.tile_starts, list(accumulate(tiles, initial=0)))
 
 
-def check_slots(op: str, slots: Tensor, num_slots: int) -> None:
-    """Slots to be written are in the pool, and no two tokens have the same."""
+def check_indices(op: str, name: str, indices: Tensor, limit: int) -> None:
+    """All of them are from 0 to limit - 1; for what is read, which may be read twice."""
+    _within(op, name, indices.cpu(), limit - 1)
+
+
+def check_slots(op: str, name: str, slots: Tensor, num_slots: int) -> None:
+    """Slots to be written are there, and no two are the same: their writers would race."""
     slots_T = slots.cpu()
-    _within(op, "slots", slots_T, num_slots - 1)
+    _within(op, name, slots_T, num_slots - 1)
     sorted_T, order_T = slots_T.sort(stable=True)
     twice = (sorted_T[1:] == sorted_T[:-1]).nonzero()
     if len(twice):
         one, other = order_T[twice[0, 0]], order_T[twice[0, 0] + 1]
-        raise ValueError(f"{op}: slots[{other}] must differ from slots[{one}], got {slots_T[one]} for both")
+        raise ValueError(f"{op}: {name}[{other}] must differ from {name}[{one}], got {slots_T[one]} for both")
 
 
 def _equal(op: str, name: str, found: Tensor, expected: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import capability, num_multiprocessors
+from headway_kernels.launch import FUSED, capability, check_ints, num_multiprocessors
 from headway_kernels.tiles import Tiles, padded, tiles
 
 PLANNED = 8  # programs of the grid that one program of the planner looks after
@@ -32,6 +32,7 @@ class DecodePlan:
 
     tile: Tiles
     window: int | None
+    num_kv_heads: int
     group: int
     num_queries: int
     blocks: int  # of rows that a KV head's queries make
@@ -42,7 +43,14 @@ class DecodePlan:
     lse: Tensor
 
     def check(
-        self, *, num_seqs: int, group: int, num_queries: int, head_dim: int, window: int | None
+        self,
+        *,
+        num_seqs: int,
+        num_kv_heads: int,
+        group: int,
+        num_queries: int,
+        head_dim: int,
+        window: int | None,
     ) -> None:
         """Raise ValueError unless the plan is for such a step."""
         for name, found, expected in (
@@ -50,6 +58,7 @@ class DecodePlan:
             ("num_queries", self.num_queries, num_queries),
             ("head_dim", self.parts.shape[2], head_dim),
             ("window", self.window, window),
+            ("num_kv_heads", self.num_kv_heads, num_kv_heads),
             ("group", self.group, group),
         ):
             if found != expected:
@@ -72,8 +81,10 @@ def plan_decode(
 
     context_lens_B: int32, the newest token included; group: the most query heads that share a KV head.
     num_queries: the newest tokens of each sequence that are queries.
+    Raises ValueError for lengths that are not dense int32.
     """
     device = context_lens_B.device
+    check_ints("plan_decode", "context_lens", context_lens_B, len(context_lens_B), device)
     tile = tile or tiles(
         "paged_decode",
         head_dim=head_dim,
@@ -89,6 +100,7 @@ def plan_decode(
     plan = DecodePlan(
         tile=tile,
         window=window,
+        num_kv_heads=num_kv_heads,
         group=group,
         num_queries=num_queries,
         blocks=blocks,
@@ -111,6 +123,7 @@ def plan_decode(
         HAS_WINDOW=window is not None,
         WORKERS=PLANNED,
         num_warps=4,
+        **FUSED,
     )
     return plan
 

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels.launch import FUSED
 from headway_kernels.tiles import padded
 
 CHUNK = 8192  # pairs read at once: 16 for each thread of 16 warps
@@ -55,6 +56,7 @@ def expert_blocks(experts_TK: Tensor, *, num_experts: int, rows: int) -> ExpertB
         CHUNK=chunk,
         FEW=num_pairs == num_blocks,
         num_warps=max(4, chunk // 512),
+        **FUSED,
     )
     return blocks
 

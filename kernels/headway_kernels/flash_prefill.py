@@ -29,6 +29,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headway_kernels import debug
 from headway_kernels.launch import (
+    FUSED,
     bounds_tensor,
     capability,
     check_attention,
@@ -37,7 +38,7 @@ from headway_kernels.launch import (
     precision,
 )
 from headway_kernels.online_softmax import LN_2, LOG2_E, first_step, last_step, shape_scores, softmax_step
-from headway_kernels.pool_tiles import load_tile, page_numbers, pages_of, sequence_of
+from headway_kernels.pool_tiles import fits_boxes, load_tile, page_numbers, pages_of, sequence_of
 from headway_kernels.repage import repage
 from headway_kernels.tiles import Tiles, padded, tiles, worth_repaging
 
@@ -103,7 +104,7 @@ def flash_prefill(
         k_pool, v_pool, page_table_SP = repage(k_pool, v_pool, page_table_SP, query_starts, lengths)
     group = heads_of(group_bounds)
     tile = tile or tiles("flash_prefill", group=group, page_size=k_pool.shape[2], **facts)
-    boxes = tile.boxes and k_pool.is_contiguous() and v_pool.is_contiguous()
+    boxes = tile.boxes and all(pool.is_contiguous() and fits_boxes(pool) for pool in (k_pool, v_pool))
     launch_prefill(
         q_TQD,
         k_pool,
@@ -201,6 +202,7 @@ def launch_prefill(
         PRECISION=precision(q_TQD.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **FUSED,
     )
 
 

@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from headway_kernels import debug
 from headway_kernels.flash_prefill import launch_prefill
 from headway_kernels.launch import capability, check_dense, check_starts, heads_of
+from headway_kernels.pool_tiles import fits_boxes
 from headway_kernels.tiles import BOXES, Tiles, padded, tiles
 
 
@@ -79,7 +80,7 @@ def flash_prefill_dense(
         dtype=q_TQD.dtype,
         capability=capability(q_TQD.device),
     )
-    boxes = tile.boxes and _fits_boxes(k_TGD) and _fits_boxes(v_TGD)
+    boxes = tile.boxes and fits_boxes(k_TGD) and fits_boxes(v_TGD)
     launch_prefill(
         q_TQD,
         k_TGD[:, :, None],
@@ -106,9 +107,3 @@ def _box(rows_TGD: Tensor, tile: Tiles) -> TensorDescriptor:
     """Rows as [kv_heads, rows, D], of which the copy engine takes a tile of one head at once."""
     block = [1, tile.positions, padded(rows_TGD.shape[2])]
     return TensorDescriptor.from_tensor(rows_TGD.transpose(0, 1), block)
-
-
-def _fits_boxes(rows_TGD: Tensor) -> bool:
-    """Whether the copy engine takes it: there is a row, and rows and heads begin at multiples of 16 bytes."""
-    places = (rows_TGD.data_ptr(), *(stride * rows_TGD.itemsize for stride in rows_TGD.stride()[:2]))
-    return rows_TGD.numel() > 0 and all(place % 16 == 0 for place in places)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, mismatch
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.online_softmax import LOG2_E
 
 VALUES = 1024  # of a program
@@ -77,6 +77,7 @@ def _gated_mlp(
             BLOCK=VALUES,
             ACTIVATION=activation,
             num_warps=WARPS,
+            **FUSED,
         )
     return out_TI
 

@@ -12,6 +12,8 @@ rows are multiples of that, and otherwise the greatest power of two that divides
 of the tile, its last row is read again in place of rows that do not exist.
 Layout: x [T, H], weight [O, H], out [T, O], rows dense. Grid: one program for each `tile.outputs` of O.
 
+Source: our own.
+
 Shape suffixes: T tokens, O outputs, H inputs, C groups of inputs that one thread loads at once.
 """
 
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, mismatch, precision
+from headway_kernels.launch import DTYPES, FUSED, mismatch, precision
 from headway_kernels.tiles_matmul import GEMV_TOKENS, GemvTiles, gemv_tiles
 
 
@@ -48,7 +50,7 @@ def gemv(
     tile = tile or gemv_tiles(num_tokens, num_outputs, x_TH.dtype)
     x_row = x_TH.stride(0) if num_tokens > 1 else 0
     wide = gcd(16 // x_TH.itemsize, num_inputs, x_row, weight_OH.stride(0))
-    kernel = _product_kernel if tile.product else _gemv_kernel
+    kernel = _gemv_product_kernel if tile.product else _gemv_kernel
     kernel[(triton.cdiv(num_outputs, tile.outputs),)](
         x_TH,
         weight_OH,
@@ -70,6 +72,7 @@ def gemv(
         PRECISION=precision(x_TH.dtype),
         STAGES=tile.num_stages,
         num_warps=tile.num_warps,
+        **FUSED,
     )
     return out_TO
 
@@ -134,7 +137,7 @@ def _gemv_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _product_kernel(
+def _gemv_product_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.expert_blocks import ExpertBlocks
-from headway_kernels.launch import capability, precision
+from headway_kernels.launch import FUSED, capability, precision
 from headway_kernels.tiles_matmul import grouped_tiles
 
 TOGETHER = 8
@@ -79,6 +79,7 @@ def grouped_matmul(
         PRECISION=precision(a.dtype),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **FUSED,
     )
 
 

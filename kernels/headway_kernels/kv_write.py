@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.debug import check_slots
-from headway_kernels.launch import DTYPES, mismatch
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.tiles import heads_a_program, padded
 
 
@@ -57,7 +57,7 @@ def kv_write(
     _check(q_TQD, k_TGD, v_TGD, slots_T, k_pool, v_pool, out_TQD)
     rotated = _check_optional(q_TQD, cos_TR, sin_TR, q_norm_D, k_norm_D)
     if check_values:
-        check_slots("kv_write", slots_T, k_pool.shape[0] * k_pool.shape[2])
+        check_slots("kv_write", "slots", slots_T, k_pool.shape[0] * k_pool.shape[2])
     num_tokens, num_q_heads, head_dim = q_TQD.shape
     _, num_kv_heads, page_size, _ = k_pool.shape
     num_heads = num_q_heads + 2 * num_kv_heads
@@ -93,6 +93,7 @@ def kv_write(
             PAIRS=padded(rotated // 2, 1),
             REST=padded(head_dim - rotated, 1),
             num_warps=num_warps,
+            **FUSED,
         )
     return out_TQD
 

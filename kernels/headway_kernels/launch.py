@@ -1,7 +1,7 @@
 """What the launchers of the attention kernels share: checks of their arguments, and facts about devices."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_QUERIES = 8  # tokens of a sequence that decode in one step
+FUSED = {"enable_fp_fusion": True}  # a product and a sum in one rounding; Triton's default changes in 3.10
 
 
 def check_attention(
@@ -30,10 +31,11 @@ def check_attention(
     if k_pool.ndim != 4 or k_pool.shape[1] != len(group_bounds) - 1 or k_pool.shape[3] != q.shape[2]:
         raise mismatch(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
     _check_alike(op, q, k_pool=k_pool, v_pool=v_pool)
-    if table.dtype != torch.int32 or table.shape[:1] != context_lens.shape or table.device != q.device:
-        raise mismatch(op, "page_table", f"int32 [{len(context_lens)}, pages] on {q.device}", table)
-    if context_lens.dtype != torch.int32 or context_lens.device != q.device:
-        raise mismatch(op, "context_lens", f"int32 on {q.device}", context_lens)
+    check_ints(op, "context_lens", context_lens, len(context_lens), q.device)
+    dense = table.ndim == 2 and (not len(table) or table.shape[1] <= 1 or table.stride(1) == 1)
+    if not dense or len(table) != len(context_lens) or table.dtype != torch.int32 or table.device != q.device:
+        expected = f"int32 [{len(context_lens)}, pages] on {q.device}, rows dense"
+        raise mismatch(op, "page_table", expected, table)
     return shape
 
 
@@ -65,9 +67,13 @@ def check_queries(
         raise mismatch(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
     if group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
         raise ValueError(f"{op}: group_bounds must go from 0 to {q.shape[1]} heads, got {list(group_bounds)}")
+    if any(low >= high for low, high in pairwise(group_bounds)):
+        raise ValueError(f"{op}: group_bounds must rise strictly, got {list(group_bounds)}")
     for name, values in (("sinks_Q", sinks), ("alibi_slopes_Q", slopes)):
-        if values is not None and (values.shape != q.shape[1:2] or values.device != q.device):
-            raise mismatch(op, name, f"[{q.shape[1]}] on {q.device}", values)
+        if values is None:
+            continue
+        if values.shape != q.shape[1:2] or values.device != q.device or not values.is_contiguous():
+            raise mismatch(op, name, f"[{q.shape[1]}] on {q.device}, dense", values)
     if not scale > 0:
         raise ValueError(f"{op}: scale must be positive, got {scale}")
     if window is not None and window < 1:
@@ -86,8 +92,14 @@ def check_queries(
 
 def check_starts(op: str, name: str, starts: Tensor, lengths: Sequence[object], q: Tensor) -> None:
     """Raise ValueError unless `starts` has an entry more than there are lengths."""
-    if starts.dtype != torch.int32 or starts.shape != (len(lengths) + 1,) or starts.device != q.device:
-        raise mismatch(op, name, f"int32 [{len(lengths) + 1}] on {q.device}", starts)
+    check_ints(op, name, starts, len(lengths) + 1, q.device)
+
+
+def check_ints(op: str, name: str, values: Tensor, num: int, device: torch.device) -> None:
+    """Raise ValueError unless there are `num` int32 on the device, dense: kernels take no stride of them."""
+    fits = values.shape == (num,) and values.dtype == torch.int32 and values.device == device
+    if not fits or not values.is_contiguous():
+        raise mismatch(op, name, f"int32 [{num}] on {device}, dense", values)
 
 
 def check_num_queries(op: str, num_queries: int, num_seqs: int, q: Tensor) -> None:
@@ -108,9 +120,12 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-@lru_cache
+@cache
 def bounds_tensor(group_bounds: tuple[int, ...], device: torch.device) -> Tensor:
-    """The boundaries on the device: they never change, so one copy serves every step (and graph)."""
+    """The boundaries on the device: they never change, so one copy serves every step (and graph).
+
+    No copy is ever dropped: captured graphs hold its address, and would read what takes its place.
+    """
     return torch.tensor(group_bounds, dtype=torch.int32, device=device)
 
 

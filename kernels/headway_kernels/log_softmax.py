@@ -6,6 +6,8 @@ Two launches, so that a single row has many multiprocessors: one leaves maximum 
 other merges them anew in every program and writes. Chunks have one size, because sums of floats must not
 depend on the number of rows. Layout: logits [S, V], places [L] -> float32 [L, V]. Grids: (rows, chunks).
 
+Source: maxima and sums merge as those of the online normalizer (arXiv 1805.02867, section 3.1).
+
 The likeliest tokens are torch.topk's to find, which needs these values written somewhere.
 
 Shape suffixes: S rows, L rows asked for, V vocabulary, R chunks.
@@ -38,14 +40,16 @@ def log_softmax(logits_SV: Tensor, places_L: Tensor, *, chunk: int = CHUNK) -> T
     parts_LR2 = torch.empty(num_rows, num_chunks, 2, dtype=torch.float32, device=logits_SV.device)
     grid = (num_rows, num_chunks)
     arguments = (logits_SV, places_L, parts_LR2, vocab_size, logits_SV.stride(0), num_chunks)
-    _sum_kernel[grid](*arguments, CHUNK=chunk, num_warps=4, **EXACT)
+    _log_softmax_sum_kernel[grid](*arguments, CHUNK=chunk, num_warps=4, **EXACT)
     wide = padded(num_chunks, 1)
-    _write_kernel[grid](*arguments, out_LV, CHUNK=chunk, WIDE=wide, num_warps=4, **EXACT)
+    _log_softmax_kernel[grid](*arguments, out_LV, CHUNK=chunk, WIDE=wide, num_warps=4, **EXACT)
     return out_LV
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
-def _sum_kernel(logits_ptr, places_ptr, parts_ptr, vocab_size, logits_row, num_chunks, CHUNK: tl.constexpr):
+def _log_softmax_sum_kernel(
+    logits_ptr, places_ptr, parts_ptr, vocab_size, logits_row, num_chunks, CHUNK: tl.constexpr
+):
     """Maximum of a chunk, and the sum of exponentials below it; a chunk of -inf alone sums to nothing."""
     index, part = tl.program_id(0), tl.program_id(1)
     id_V = part * CHUNK + tl.arange(0, CHUNK)
@@ -58,7 +62,7 @@ def _sum_kernel(logits_ptr, places_ptr, parts_ptr, vocab_size, logits_row, num_c
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
-def _write_kernel(
+def _log_softmax_kernel(
     logits_ptr,
     places_ptr,
     parts_ptr,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
 from headway_kernels.tiles import padded
 
@@ -28,15 +29,15 @@ def merge(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.merge` -> (out_TQD, lse_TQ), in the given tensors if there are any.
 
-    lse_KTQ: float32, natural logarithms. Raises ValueError for shapes that do not fit each other.
+    lse_KTQ: float32, natural logarithms. dtype: of out_TQD; that of the parts if it is not given.
+    Raises ValueError for tensors that do not fit each other.
     """
+    dtype = dtype or parts_KTQD.dtype
+    _check(parts_KTQD, lse_KTQ, dtype, out_TQD, lse_TQ)
     num_parts, num_tokens, num_heads, head_dim = parts_KTQD.shape
-    if lse_KTQ.shape != parts_KTQD.shape[:3] or lse_KTQ.dtype != torch.float32:
-        shape = list(parts_KTQD.shape[:3])
-        raise ValueError(f"merge: lse must be float32 {shape}, got {lse_KTQ.dtype} {list(lse_KTQ.shape)}")
     parts_KTQD, lse_KTQ = parts_KTQD.contiguous(), lse_KTQ.contiguous()
     if out_TQD is None:
-        out_TQD = torch.empty(parts_KTQD.shape[1:], dtype=dtype or parts_KTQD.dtype, device=parts_KTQD.device)
+        out_TQD = torch.empty(parts_KTQD.shape[1:], dtype=dtype, device=parts_KTQD.device)
     if lse_TQ is None:
         lse_TQ = torch.empty(lse_KTQ.shape[1:], dtype=torch.float32, device=parts_KTQD.device)
     if num_tokens * num_heads:
@@ -51,8 +52,29 @@ def merge(
             WIDE=padded(head_dim),
             PARTS=min(padded(num_parts, 1), 16),
             num_warps=1,
+            **FUSED,
         )
     return out_TQD, lse_TQ
+
+
+def _check(
+    parts: Tensor, lse: Tensor, dtype: torch.dtype, out: Tensor | None, out_lse: Tensor | None
+) -> None:
+    """Raise ValueError, naming argument, expected and found, for what the kernel does not take."""
+    if parts.ndim != 4 or parts.dtype not in DTYPES:
+        raise mismatch("merge", "parts", "[parts, tokens, heads, head_dim] in a 16- or 32-bit float", parts)
+    _, *shape, head_dim = parts.shape
+    if lse.shape != parts.shape[:3] or lse.dtype != torch.float32 or lse.device != parts.device:
+        raise mismatch("merge", "lse", f"float32 {list(parts.shape[:3])} on {parts.device}", lse)
+    for name, result, expected in (
+        ("out_TQD", out, ((*shape, head_dim), dtype, parts.device)),
+        ("lse_TQ", out_lse, (tuple(shape), torch.float32, parts.device)),
+    ):
+        if result is None:
+            continue
+        if (tuple(result.shape), result.dtype, result.device) != expected or not result.is_contiguous():
+            sizes, kind, device = expected
+            raise mismatch("merge", name, f"contiguous {kind} {list(sizes)} on {device}", result)
 
 
 @triton.jit(do_not_specialize=["num_parts"])

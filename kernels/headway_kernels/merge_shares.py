@@ -4,7 +4,8 @@ Which programs had a share, and where each left its result, follows from the pla
 equal, and a program keeps its first sequence's result in its slot 0 and its last one's in slot 1. What lay in
 one share is written already. Sequences without a context get their zeros here: no program had a tile of them.
 
-Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid: (B * num_queries, Q).
+Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid:
+(B * num_queries, KV heads, heads of the largest group), so that no program searches for its KV head.
 
 Shape suffixes: as in `reference`; K parts of a context, W programs.
 """
@@ -14,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.decode_plan import DecodePlan, share
+from headway_kernels.launch import FUSED
 from headway_kernels.merge import merge_step
 from headway_kernels.online_softmax import LN_2, LOWEST
 from headway_kernels.tiles import padded
@@ -26,9 +28,8 @@ def merge_shares(
 
     bounds: of the groups, on the device. The parts are counted with the sink, which is for empty contexts.
     """
-    num_rows, num_heads, head_dim = out_BQD.shape
-    num_kv_heads = len(bounds) - 1
-    _merge_shares_kernel[(num_rows, num_heads)](
+    num_rows, _, head_dim = out_BQD.shape
+    _merge_shares_kernel[(num_rows, plan.num_kv_heads, plan.group)](
         plan.parts,
         plan.lse,
         out_BQD,
@@ -37,11 +38,10 @@ def merge_shares(
         bounds,
         sinks_Q,
         len(plan.tile_starts) - 1,
-        num_kv_heads * plan.blocks,
+        plan.num_kv_heads * plan.blocks,
         plan.num_programs,
         *out_BQD.stride()[:2],
         0 if lse_BQ is None else lse_BQ.stride(0),
-        KV_HEADS=num_kv_heads,
         D=head_dim,
         WIDE=padded(head_dim),
         ROWS=plan.tile.rows,
@@ -51,6 +51,7 @@ def merge_shares(
         HAS_SINKS=sinks_Q is not None,
         HAS_LSE=lse_BQ is not None,
         num_warps=2,
+        **FUSED,
     )
 
 
@@ -69,7 +70,6 @@ def _merge_shares_kernel(
     out_row,
     out_head,
     lse_row,
-    KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -80,7 +80,10 @@ def _merge_shares_kernel(
     HAS_LSE: tl.constexpr,
 ):
     """One token and query head; nothing to do where the sequence lies in one share."""
-    token, head = tl.program_id(0), tl.program_id(1)
+    token, kv_head, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = tl.load(bounds_ptr + kv_head) + place
+    if head >= tl.load(bounds_ptr + kv_head + 1):  # a group smaller than the largest
+        return
     row = token // QUERIES
     d_D = tl.arange(0, WIDE)
     total = tl.load(tile_starts_ptr + num_seqs)
@@ -93,10 +96,7 @@ def _merge_shares_kernel(
             nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
             tl.store(lse_ptr + token * lse_row + head, nothing)
         return
-    kv_head = 0
-    for other in tl.static_range(1, KV_HEADS):
-        kv_head += (tl.load(bounds_ptr + other) <= head).to(tl.int32)
-    within = (head - tl.load(bounds_ptr + kv_head)) * QUERIES + token % QUERIES
+    within = place * QUERIES + token % QUERIES
     start += (kv_head * BLOCKS + within // ROWS) * total
     per = share(total * num_blocks, num_programs)
     first = start // per

@@ -26,9 +26,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels import debug
 from headway_kernels.expert_blocks import expert_blocks
 from headway_kernels.grouped_matmul import grouped_matmul
-from headway_kernels.launch import DTYPES, mismatch
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.tiles import padded
 from headway_kernels.tiles_matmul import grouped_rows
 
@@ -46,17 +47,20 @@ def moe(
     gate_up_bias_E2I: Tensor | None = None,
     down_bias_EH: Tensor | None = None,
     out_TH: Tensor | None = None,
+    check_values: bool = False,
 ) -> Tensor:
     """As `reference.moe` -> [T, H], in the given tensor if there is one.
 
-    weights_TK: float32; experts_TK: int64, from 0 to E - 1. They are not looked at: that would wait for the
-        device.
+    weights_TK: float32; experts_TK: int64, from 0 to E - 1.
+    check_values: look at the experts first, which waits for the device (`debug`).
     activation: from [P, rows of gate_up] to [P, I].
     A token's K results are kept in float32 while they stay in the cache, and in x's dtype, as the reference's
     are, where they would be written to memory and read back.
     Raises ValueError for tensors that do not fit each other, and for what `activation` gives.
     """
     _check(x_TH, weights_TK, experts_TK, gate_up_E2IH, down_EHI, gate_up_bias_E2I, down_bias_EH, out_TH)
+    if check_values:
+        debug.check_indices("moe", "experts", experts_TK, len(down_EHI))
     out_TH = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device) if out_TH is None else out_TH
     num_tokens, hidden = x_TH.shape
     top_k, num_experts = experts_TK.shape[1], len(down_EHI)
@@ -77,7 +81,7 @@ def moe(
     parts_PH = torch.empty(num_pairs, hidden, dtype=dtype, device=x_TH.device)
     grouped_matmul(blocks, up_PI.contiguous(), down_EHI, down_bias_EH, parts_PH, scale_P=weights_TK)
     columns = min(padded(hidden), 1024)
-    _sum_kernel[(num_tokens, triton.cdiv(hidden, columns))](
+    _moe_sum_kernel[(num_tokens, triton.cdiv(hidden, columns))](
         parts_PH,
         out_TH,
         hidden,
@@ -85,12 +89,13 @@ def moe(
         K=top_k,
         COLUMNS=columns,
         num_warps=4,
+        **FUSED,
     )
     return out_TH
 
 
 @triton.jit
-def _sum_kernel(parts_ptr, out_ptr, hidden, out_row, K: tl.constexpr, COLUMNS: tl.constexpr):
+def _moe_sum_kernel(parts_ptr, out_ptr, hidden, out_row, K: tl.constexpr, COLUMNS: tl.constexpr):
     """A token's K results, in their order."""
     token = tl.program_id(0).to(tl.int64)
     n_N = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

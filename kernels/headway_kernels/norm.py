@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, mismatch
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.tiles import norm_tile
 
 MOST_VALUES = 1 << 15  # of a row: 64 a thread
@@ -101,6 +101,7 @@ def _norm(
             HAS_RESIDUAL=residual_TH is not None,
             HAS_BIAS=bias_H is not None,
             num_warps=tile.num_warps,
+            **FUSED,
         )
     return out_TH, sum_TH
 

@@ -8,8 +8,8 @@ rank sends to itself too: then all ranks add the same words in the same order, a
 bit by bit.
 
 A word holds two 16-bit values or one 32-bit value; one 16-bit value where x is odd in size or place. Grids:
-at most SHOT_PROGRAMS programs, which have a tile each (`_sum_kernel`) or take rows in turn
-(`_norm_kernel`).
+at most SHOT_PROGRAMS programs, which have a tile each (`_one_shot_kernel`) or take rows in turn
+(`_one_shot_norm_kernel`).
 
 Shape suffixes: W words of a tile or a row.
 """
@@ -19,7 +19,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["max_polls"])
-def _sum_kernel(
+def _one_shot_kernel(
     x_ptr,
     out_ptr,
     own_ptr,
@@ -51,7 +51,7 @@ def _sum_kernel(
 
 
 @triton.jit(do_not_specialize=["max_polls"])
-def _norm_kernel(
+def _one_shot_norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,

@@ -7,8 +7,8 @@ one tile (row = head * num_queries + token): 16 at least, what a matrix product 
 equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
 the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
 [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
-numbers are read a tile ahead. Grid: a multiple of the multiprocessors, then (B * num_queries, Q) for the
-merge.
+numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then (B * num_queries, KV heads, heads
+of the largest group) for the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
@@ -25,7 +25,14 @@ from torch import Tensor
 
 from headway_kernels import debug
 from headway_kernels.decode_plan import DecodePlan, plan_decode, share
-from headway_kernels.launch import bounds_tensor, check_attention, check_num_queries, heads_of, precision
+from headway_kernels.launch import (
+    FUSED,
+    bounds_tensor,
+    check_attention,
+    check_num_queries,
+    heads_of,
+    precision,
+)
 from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
     LN_2,
@@ -95,7 +102,14 @@ def paged_decode(
             num_queries=num_queries,
             window=window,
         )
-    plan.check(num_seqs=num_seqs, group=group, num_queries=num_queries, head_dim=head_dim, window=window)
+    plan.check(
+        num_seqs=num_seqs,
+        num_kv_heads=k_pool.shape[1],
+        group=group,
+        num_queries=num_queries,
+        head_dim=head_dim,
+        window=window,
+    )
     if check_values:
         lengths, queries = context_lens_B.tolist(), [num_queries] * num_seqs
         debug.check_pages(
@@ -156,6 +170,7 @@ def paged_decode(
         PRECISION=precision(q_BQD.dtype),
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
+        **FUSED,
     )
     merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
     return out_BQD

@@ -4,6 +4,9 @@ As `reference_sample.penalise`, value by value: products and sums are rounded on
 mark in the prompt and its count in the output are read once: 13 bytes a token, with the logit's way back.
 Layout: logits [S, V], tables [R, V]. Grid: (rows, chunks).
 
+Source: CTRL (arXiv 1909.05858, section 4.1) for repetition, which divides or multiplies by sign as in
+transformers; OpenAI's API for frequency and presence. The kernel is our own.
+
 Shape suffixes: S sampled rows, P penalised ones, R rows of the batch tables, V vocabulary.
 """
 
@@ -12,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels import debug
 from headway_kernels.sample_args import check_column, check_table, check_vector
 from headway_kernels.sample_pieces import EXACT
 
@@ -29,9 +33,12 @@ def penalise_(
     in_prompt_RV: Tensor,
     num_in_output_RV: Tensor,
     chunk: int = CHUNK,
+    check_values: bool = False,
 ) -> None:
     """As `reference_sample.penalise_`. chunk: tokens a program takes, a power of two.
 
+    check_values: look at places, of which no two may be the same, and rows too (`debug`), which waits for the
+        device.
     Raises ValueError for arguments whose shape, dtype or device does not fit.
     """
     num_rows = len(places_P)
@@ -43,6 +50,9 @@ def penalise_(
         check_column("penalise_", name, values_P1, num_rows, torch.float32, logits_SV)
     check_table("penalise_", "in_prompt", in_prompt_RV, torch.bool, logits_SV)
     check_table("penalise_", "num_in_output", num_in_output_RV, torch.int32, logits_SV)
+    if check_values:
+        debug.check_slots("penalise_", "places", places_P, len(logits_SV))
+        debug.check_indices("penalise_", "rows", rows_P, min(len(in_prompt_RV), len(num_in_output_RV)))
     vocab_size = logits_SV.shape[1]
     if num_rows * vocab_size:
         _penalise_kernel[(num_rows, triton.cdiv(vocab_size, chunk))](

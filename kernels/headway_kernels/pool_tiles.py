@@ -14,6 +14,13 @@ Shape suffixes: N positions of a tile, D values of a head.
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+def fits_boxes(rows: Tensor) -> bool:
+    """Whether the copy engine takes rows [..., D]: there is one, and all begin at multiples of 16 bytes."""
+    places = (rows.data_ptr(), *(stride * rows.itemsize for stride in rows.stride()[:-1]))
+    return rows.numel() > 0 and all(place % 16 == 0 for place in places)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headway_kernels.launch import FUSED
 from headway_kernels.pool_tiles import sequence_of
 from headway_kernels.tiles import padded
 
@@ -58,6 +59,7 @@ def repage(
         D=head_dim,
         WIDE=padded(head_dim),
         num_warps=4,
+        **FUSED,
     )
     return k_out, v_out, table_out
 

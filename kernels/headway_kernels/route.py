@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import DTYPES, mismatch
+from headway_kernels.launch import DTYPES, FUSED, mismatch
 from headway_kernels.tiles import padded
 
 GONE = tl.constexpr(-(1 << 63))  # below every key
@@ -57,6 +57,7 @@ def route(
             WIDE_K=padded(top_k, 1),
             RENORMALISE=renormalise,
             num_warps=1 if num_experts <= 256 else 4,
+            **FUSED,
         )
     return weights_TK, experts_TK
 

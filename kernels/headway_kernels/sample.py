@@ -144,6 +144,7 @@ def _choose(values_RS: Tensor, ids_RS: Tensor) -> tuple[Tensor, Tensor]:
             *ids_RS.stride(),
             PARTS=padded(num_parts, 1),
             num_warps=1,
+            **EXACT,
         )
     return values_S, ids_S
 

@@ -9,6 +9,8 @@ which brackets t; one lists what lies in the bracket (in no certain order: nothi
 searches the list. It usually holds few tokens; where it holds many, the answer comes later but is the same.
 min-p needs the largest score alone. Layout: logits [S, V], any row stride. Grids: (rows, chunks), (rows,).
 
+Source: top-k is of arXiv 1805.04833, top-p of 1904.09751, min-p of 2407.01082; the search is our own.
+
 Masses are the reference's up to the error of the hardware's exponential.
 
 Shape suffixes: S sampled rows, V tokens of a program, C rows with top-k or top-p, R chunks, N listed tokens,

@@ -10,6 +10,9 @@
 `peer_memory` for the protocol. Every reduced value is computed by one rank: results are equal bit by bit.
 Grid: at most PROGRAMS programs, a portion each.
 
+Source: an all-reduce as reduce-scatter and all-gather is Rabenseifner's (Thakur et al., IJHPCA 2005); in two
+shots through peers' memory, as in vLLM's custom all-reduce, whose ranks read where ours write.
+
 Shape suffixes: V values of a tile or a row, R ranks.
 """
 

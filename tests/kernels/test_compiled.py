@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from kernel_names import kernel_names
 from launches import all_launches
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -23,9 +24,12 @@ MOST_STACK = 192  # bytes a thread; float32 is for exactness, and its products t
     params=["90", pytest.param("80", marks=pytest.mark.full), pytest.param("100", marks=pytest.mark.full)],
 )
 def compiled(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What `hopper.py` says of each launch. A process of its own: here kernels are interpreted."""
+    """What `hopper.py` says of each launch. A process of its own: here kernels are interpreted.
+
+    Triton warns where a launch leaves to its default what that is about to change: an error here.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    words = (sys.executable, SUPPORT / "hopper.py", "", request.param)
+    words = (sys.executable, "-W", "error", SUPPORT / "hopper.py", "", request.param)
     ran = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     told = [json.loads(line) for line in ran.stdout.splitlines()]
     assert told, ran.stderr
@@ -40,3 +44,12 @@ def test_it_compiles_within_what_a_gpu_has(compiled: dict[str, Any], name: str) 
     for kernel in told["kernels"]:
         assert kernel["stack"] <= MOST_STACK or "float32" in name, kernel
         assert kernel["shared"] <= compiled["most shared"], kernel
+
+
+def test_every_kernel_is_launched(compiled: dict[str, Any]) -> None:
+    assert {
+        kernel["kernel"]
+        for name, told in compiled.items()
+        if name != "most shared"
+        for kernel in told["kernels"]
+    } == set(kernel_names())

@@ -12,7 +12,10 @@ from headway_kernels.debug import check_slots
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.flash_prefill_dense import flash_prefill_dense
+from headway_kernels.moe import moe
 from headway_kernels.paged_decode import paged_decode
+from headway_kernels.penalise import penalise_
+from moe_checks import moe_inputs
 
 POOL = torch.zeros(6, 1, 16, 16)  # six pages of 16
 
@@ -135,8 +138,47 @@ def test_dense() -> None:
 
 
 def test_slots() -> None:
-    check_slots("kv_write", torch.tensor([7, 0, 3]), 8)
+    check_slots("kv_write", "slots", torch.tensor([7, 0, 3]), 8)
     with pytest.raises(ValueError, match=r"kv_write: slots\[2\] must be from 0 to 7, got 8"):
-        check_slots("kv_write", torch.tensor([7, 0, 8, -1]), 8)
+        check_slots("kv_write", "slots", torch.tensor([7, 0, 8, -1]), 8)
     with pytest.raises(ValueError, match=r"kv_write: slots\[3\] must differ from slots\[1\], got 4 for both"):
-        check_slots("kv_write", torch.tensor([7, 4, 5, 4]), 8)
+        check_slots("kv_write", "slots", torch.tensor([7, 4, 5, 4]), 8)
+
+
+def test_penalties() -> None:
+    """Places of a batch of 3, each once; rows of tables of 4 and of 5, as often as one likes."""
+    column = torch.ones(2, 1)
+    options = {"repetition_P1": column, "presence_P1": column, "frequency_P1": column}
+    tables = {
+        "in_prompt_RV": torch.zeros(4, 9, dtype=torch.bool),
+        "num_in_output_RV": torch.zeros(5, 9, dtype=torch.int32),
+    }
+
+    def penalise(places: list[int], rows: list[int]) -> None:
+        penalise_(
+            torch.zeros(3, 9),
+            places_P=torch.tensor(places),
+            rows_P=torch.tensor(rows),
+            **options,
+            **tables,
+            check_values=True,
+        )
+
+    penalise([2, 0], [3, 3])
+    for places, rows, message in [
+        ([0, 3], [0, 1], r"places\[1\] must be from 0 to 2, got 3"),
+        ([-1, 0], [0, 1], r"places\[0\] must be from 0 to 2, got -1"),
+        ([1, 1], [0, 1], r"places\[1\] must differ from places\[0\], got 1 for both"),
+        ([0, 1], [0, 4], r"rows\[1\] must be from 0 to 3, got 4"),
+    ]:
+        with pytest.raises(ValueError, match=f"penalise_: {message}"):
+            penalise(places, rows)
+
+
+@pytest.mark.parametrize("expert", [-1, 5])
+def test_experts(expert: int) -> None:
+    x_TH, others = moe_inputs(3, num_experts=5, top_k=2, hidden=16, mlp_size=16)
+    assert moe(x_TH, **others, check_values=True).isfinite().all()
+    others["experts_TK"][2, 1] = expert
+    with pytest.raises(ValueError, match=rf"moe: experts\[2, 1\] must be from 0 to 4, got {expert}"):
+        moe(x_TH, **others, check_values=True)

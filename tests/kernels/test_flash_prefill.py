@@ -1,9 +1,12 @@
 """Flash prefill in Triton's interpreter: float32 and float16, against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -56,6 +59,21 @@ def test_tiles_fetched_as_boxes(variant: str, causal: bool) -> None:
         page_size=32,
         tile=BOXES,
         causal=causal,
+    )
+
+
+@pytest.mark.parametrize("head_dim", [32, 20])
+def test_pools_that_the_copy_engine_would_refuse_are_read_by_pointer(head_dim: int) -> None:
+    """Pools that begin off a multiple of 16 bytes, and rows that do."""
+    torch.manual_seed(0)
+
+    def shifted(q_TQD: Tensor, *pools: Tensor, **arguments: Any) -> Tensor:
+        moved = [torch.cat((pool.new_zeros(1), pool.flatten()))[1:].view_as(pool) for pool in pools]
+        return flash_prefill(q_TQD, *moved, **arguments)
+
+    check_prefill(shifted, CHUNKS, (0, 2), head_dim=head_dim, page_size=32, dtype=torch.float16, tile=BOXES)
+    check_prefill(
+        flash_prefill, CHUNKS, (0, 2), head_dim=head_dim, page_size=32, dtype=torch.float16, tile=BOXES
     )
 
 
@@ -122,6 +140,14 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         ({"out_TQD": torch.zeros(3, 4, 32)}, r"out must be torch\.float32 \[3, 4, 64\]"),
         ({"lse_TQ": torch.zeros(3, 4).double()}, r"lse must be torch\.float32 \[3, 4\]"),
         ({"sinks_Q": torch.zeros(3)}, r"sinks_Q must be \[4\]"),
+        ({"group_bounds": (0, 6, 4)}, r"group_bounds must rise strictly, got \[0, 6, 4\]"),
+        ({"page_table_SP": torch.zeros(4, 2).int()[:, :1].T}, r"page_table must be .* rows dense"),
+        (
+            {"query_starts": torch.tensor([0, 9, 3, 9]).int()[::2]},
+            r"query_starts must be int32 \[2\] .* dense",
+        ),
+        ({"sinks_Q": torch.zeros(8)[::2]}, r"sinks_Q must be \[4\] on cpu, dense"),
+        ({"alibi_slopes_Q": torch.zeros(8)[::2]}, r"alibi_slopes_Q must be \[4\] on cpu, dense"),
     ]:
         with pytest.raises(ValueError, match=f"flash_prefill: {message}"):
             flash_prefill(q, pool, pool, **{**arguments, **wrong})

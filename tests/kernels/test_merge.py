@@ -1,5 +1,7 @@
 """Merging partial attention results, in Triton's interpreter and in the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -49,6 +51,16 @@ def test_attention_in_parts_merges_to_attention(cuts: tuple[int, ...]) -> None:
     torch.testing.assert_close(found_lse, whole_lse.float())
 
 
-def test_a_shape_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ValueError, match=r"merge: lse must be float32 \[2, 3, 4\]"):
-        merge.merge(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3))
+def test_arguments_that_do_not_fit_are_named() -> None:
+    parts, lse = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4)
+    for wrong, message in [
+        ({"parts_KTQD": parts[0]}, r"parts must be \[parts, tokens, heads, head_dim\]"),
+        ({"lse_KTQ": lse[..., 0]}, r"lse must be float32 \[2, 3, 4\]"),
+        ({"out_TQD": torch.zeros(2, 4, 8)}, r"out_TQD must be contiguous torch\.float32 \[3, 4, 8\]"),
+        ({"out_TQD": torch.zeros(3, 4, 9)[..., :8]}, r"out_TQD must be contiguous"),
+        ({"out_TQD": torch.zeros(3, 4, 8), "dtype": torch.float16}, r"out_TQD must be .* torch\.float16"),
+        ({"lse_TQ": torch.zeros(4, 3).T}, r"lse_TQ must be contiguous torch\.float32 \[3, 4\]"),
+    ]:
+        arguments: dict[str, Any] = {"parts_KTQD": parts, "lse_KTQ": lse} | wrong
+        with pytest.raises(ValueError, match=f"merge: {message}"):
+            merge.merge(**arguments)

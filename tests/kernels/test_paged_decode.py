@@ -117,6 +117,27 @@ def test_a_plan_says_where_each_equal_share_begins(
             assert row == owners[worker * each % len(owners)]
 
 
+def test_no_sequences_give_no_rows_whatever_the_strides_of_their_empty_table() -> None:
+    pool = torch.zeros(1, 1, 16, 64)
+    found = paged_decode(
+        torch.zeros(0, 1, 64),
+        pool,
+        pool,
+        page_table_BP=torch.zeros(1, dtype=torch.int32).as_strided((0, 3), (0, 0)),
+        context_lens_B=torch.zeros(0, dtype=torch.int32),
+        max_context_len=0,
+        group_bounds=(0, 1),
+        scale=1.0,
+    )
+    assert found.shape == (0, 1, 64)
+
+
+def test_lengths_for_a_plan_are_dense() -> None:
+    every_other = torch.tensor([40, 3, 20, 3], dtype=torch.int32)[::2]
+    with pytest.raises(ValueError, match=r"plan_decode: context_lens must be int32 \[2\] on cpu, dense"):
+        plan_decode(every_other, num_kv_heads=1, group=1, head_dim=16, dtype=torch.float32)
+
+
 def test_a_plan_of_another_step_and_arguments_that_do_not_fit_are_named() -> None:
     lengths, pool = torch.tensor([3], dtype=torch.int32), torch.zeros(1, 1, 16, 64)
     heads: dict[str, Any] = {"num_kv_heads": 1, "group": 2, "head_dim": 64, "dtype": torch.float32}
@@ -145,9 +166,15 @@ def test_a_plan_of_another_step_and_arguments_that_do_not_fit_are_named() -> Non
             {"plan": plan_decode(lengths, **heads | {"group": 17})},
             "plan must be for group = 2, got one for 17",
         ),
+        (
+            {"plan": plan_decode(lengths, **heads | {"num_kv_heads": 2})},
+            "plan must be for num_kv_heads = 1, got one for 2",
+        ),
         ({"num_queries": 9}, "num_queries must be from 1 to 8, got 9"),
         ({"num_queries": 2}, "q must be 2 tokens for each of 1 sequences"),
         ({"lse_BQ": torch.zeros(1, 3)}, r"lse must be torch\.float32 \[1, 2\]"),
+        ({"group_bounds": (0, 2, 2)}, r"group_bounds must rise strictly, got \[0, 2, 2\]"),
+        ({"context_lens_B": lengths.repeat(2)[::2].expand(2)}, r"context_lens must be int32 \[2\] .* dense"),
     ]:
         with pytest.raises(ValueError, match=f"paged_decode: {message}"):
             paged_decode(torch.zeros(1, 2, 64), pool, pool, **arguments | wrong)
