@@ -53,7 +53,8 @@ def variant(kernel: Any, arguments: Sequence[Any], options: dict[str, Any]) -> V
 
 def workloads() -> Iterator[list[EngineRequest]]:
     """Requests that are served together: alone, in odd numbers, of each kind of sampling, and all mixed."""
-    for length, num_tokens in ((1, 4), (2, 20), (15, 3), (100, 3), (230, 40), (1024, 2), (1500, 3), (2100, 2)):
+    alone = {1: 4, 2: 20, 15: 3, 100: 3, 230: 40, 1024: 2, 1500: 3, 2100: 2}  # prompt: new tokens
+    for length, num_tokens in alone.items():
         yield _requests([length], [{}], num_tokens)
     for num_rows in (3, 7, 33, 64):
         for sampling in SAMPLING:

@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 SUPPORT = Path(__file__).parents[1] / "support"
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 33_000, "max_position_embeddings": 4096,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 65_600, "max_position_embeddings": 4096,
     "dtype": "bfloat16",
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {

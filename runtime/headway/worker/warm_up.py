@@ -20,11 +20,11 @@ from headway.core.config import EngineConfig
 from headway.core.sampling import SamplingParams
 from headway.core.step import Admission, Ledger, PageGrant, StepPlan
 
-# The kinds of choice, each from logits as the model gives them, and from float32 ones.
+# The kinds of choice, each from logits as the model gives them, and from penalised ones, in float32.
 KINDS = tuple(
-    SamplingParams(**choice, **read)
+    SamplingParams(**choice, repetition_penalty=penalty, logprobs=1)
     for choice in ({"temperature": 0}, {"temperature": 1}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01})
-    for read in ({"logprobs": 1}, {"logprobs": 1, "repetition_penalty": 1.1})
+    for penalty in (1.0, 1.1)
 )
 GREEDY = KINDS[0]
 
@@ -77,9 +77,7 @@ def _step(lengths: list[int], sampling: SamplingParams, config: EngineConfig, nu
     return StepPlan(
         step=0,
         admissions=tuple(
-            Admission(
-                row=row, token_ids=(0,) * length, num_prompt_tokens=length, sampling=sampling, seed=row
-            )
+            Admission(row=row, token_ids=(0,) * length, num_prompt_tokens=length, sampling=sampling, seed=row)
             for row, length in enumerate(lengths)
         ),
         grants=tuple(
@@ -95,7 +93,8 @@ def _step(lengths: list[int], sampling: SamplingParams, config: EngineConfig, nu
 
 def _numbered(steps: list[StepPlan]) -> Iterator[StepPlan]:
     """The plans in order, each of which ends the rows of the one before."""
-    ledger, ended = Ledger(), ()
+    ledger = Ledger()
+    ended: tuple[int, ...] = ()
     for index, step in enumerate(steps):
         plan = replace(step, step=index, ended=ended)
         yield replace(plan, digest=ledger.apply(plan))
