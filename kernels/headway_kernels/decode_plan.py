@@ -5,8 +5,9 @@ sequence they make one list, and every program takes an equal share of it. So on
 keeps all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing
 is read by the host: a captured graph replays with any lengths.
 
-The plan is one int32 tensor: `tile_starts` [B + 1] counts the tiles before each sequence, and `first_row`
-[programs] says which sequence each program begins with.
+The plan is one int32 tensor: `first_row` [programs] says which sequence each program begins with, and
+`tile_starts` [B + 1] counts the tiles before each sequence. In this order where they lie does not depend on
+the number of sequences: a kernel is compiled for what its pointers are multiples of.
 
 Shape suffixes: B sequences, W programs.
 """
@@ -96,7 +97,7 @@ def plan_decode(
     num_seqs = len(context_lens_B)
     num_programs = num_programs or num_multiprocessors(device) * tile.programs
     blocks = -(-group * num_queries // tile.rows)
-    made = torch.empty(num_seqs + 1 + num_programs, dtype=torch.int32, device=device)
+    made = torch.empty(num_programs + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(
         tile=tile,
         window=window,
@@ -105,8 +106,8 @@ def plan_decode(
         num_queries=num_queries,
         blocks=blocks,
         num_programs=num_programs,
-        tile_starts=made[: num_seqs + 1],
-        first_row=made[num_seqs + 1 :],
+        tile_starts=made[num_programs:],
+        first_row=made[:num_programs],
         parts=torch.empty(2 * num_programs, tile.rows, head_dim, dtype=torch.float32, device=device),
         lse=torch.empty(2 * num_programs, tile.rows, dtype=torch.float32, device=device),
     )

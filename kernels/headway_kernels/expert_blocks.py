@@ -46,7 +46,7 @@ def expert_blocks(experts_TK: Tensor, *, num_experts: int, rows: int) -> ExpertB
     num_blocks = most_blocks(num_pairs, num_experts, rows)
     made = torch.empty(num_blocks * (rows + 1), dtype=torch.int32, device=experts_TK.device)
     blocks = ExpertBlocks(rows=rows, pairs=made[: num_blocks * rows], experts=made[num_blocks * rows :])
-    chunk = min(padded(num_pairs), CHUNK)
+    chunk = chunk_of(num_pairs)
     _blocks_kernel[(num_experts,)](
         experts_TK,
         blocks.pairs,
@@ -64,6 +64,11 @@ def expert_blocks(experts_TK: Tensor, *, num_experts: int, rows: int) -> ExpertB
 def most_blocks(num_pairs: int, num_experts: int, rows: int) -> int:
     """The blocks that are made, needed or not."""
     return min(num_pairs, num_pairs // rows + num_experts)
+
+
+def chunk_of(num_pairs: int) -> int:
+    """Pairs that are read at once."""
+    return min(padded(num_pairs), CHUNK)
 
 
 @triton.jit(do_not_specialize=["num_pairs"])

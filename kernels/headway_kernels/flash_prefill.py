@@ -206,7 +206,7 @@ def launch_prefill(
     )
 
 
-@triton.jit(do_not_specialize=["num_seqs", "window"])
+@triton.jit(do_not_specialize=["num_seqs", "window", "table_row"])
 def _prefill_kernel(
     q_ptr,
     k_ptr,

@@ -9,6 +9,7 @@ from headway_kernels.linear import linear
 from headway_kernels.log_softmax import log_softmax
 from headway_kernels.merge import merge
 from headway_kernels.moe import moe
+from headway_kernels.moe_sizes import moe_sizes
 from headway_kernels.norm import layer_norm, rms_norm
 from headway_kernels.paged_decode import decode_bytes, paged_decode
 from headway_kernels.penalise import penalise_
@@ -30,6 +31,7 @@ __all__ = [
     "log_softmax",
     "merge",
     "moe",
+    "moe_sizes",
     "paged_decode",
     "penalise_",
     "plan_decode",

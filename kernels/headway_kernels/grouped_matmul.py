@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headway_kernels.expert_blocks import ExpertBlocks
 from headway_kernels.launch import FUSED, capability, precision
-from headway_kernels.tiles_matmul import grouped_tiles
+from headway_kernels.tiles_matmul import GroupedTiles, grouped_tiles
 
 TOGETHER = 8
 UNIT = 16  # values; the largest divisor of all rows that is told to the compiler, which loads no wider
@@ -43,15 +43,7 @@ def grouped_matmul(
     _, num_columns, depth = weight_END.shape
     if not num_columns:
         return
-    unit = gcd(UNIT, depth, a.stride(0), weight_END.stride(0), weight_END.stride(1))
-    tile = grouped_tiles(
-        num_blocks=len(blocks),
-        rows=blocks.rows,
-        num_columns=num_columns,
-        unit=unit,
-        dtype=a.dtype,
-        capability=capability(a.device),
-    )
+    unit, tile = unit_and_tile(weight_END, a_row=a.stride(0), num_blocks=len(blocks), rows=blocks.rows)
     _grouped_kernel[(len(blocks) * triton.cdiv(num_columns, tile.columns),)](
         a,
         weight_END,
@@ -81,6 +73,21 @@ def grouped_matmul(
         num_stages=tile.num_stages,
         **FUSED,
     )
+
+
+def unit_and_tile(weight_END: Tensor, *, a_row: int, num_blocks: int, rows: int) -> tuple[int, GroupedTiles]:
+    """What divides all rows' lengths, and the tile of the product."""
+    _, num_columns, depth = weight_END.shape
+    unit = gcd(UNIT, depth, a_row, weight_END.stride(0), weight_END.stride(1))
+    tile = grouped_tiles(
+        num_blocks=num_blocks,
+        rows=rows,
+        num_columns=num_columns,
+        unit=unit,
+        dtype=weight_END.dtype,
+        capability=capability(weight_END.device),
+    )
+    return unit, tile
 
 
 @triton.jit(do_not_specialize=["num_blocks"])

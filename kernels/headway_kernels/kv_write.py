@@ -98,7 +98,7 @@ def kv_write(
     return out_TQD
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_ptr"])  # a part of a longer tensor, wherever it begins
 def _kv_write_kernel(
     q_ptr,
     k_ptr,

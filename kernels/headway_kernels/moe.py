@@ -77,7 +77,7 @@ def moe(
         expected = f"{x_TH.dtype} [{num_pairs}, {down_EHI.shape[2]}]"
         raise ValueError(f"moe: activation must give {expected}, got {up_PI.dtype} {list(up_PI.shape)}")
     del gate_up_PN  # its memory may hold the results by pair
-    dtype = torch.float32 if num_pairs * hidden * 4 <= CACHED else x_TH.dtype
+    dtype = parts_dtype(num_pairs, hidden, x_TH.dtype)
     parts_PH = torch.empty(num_pairs, hidden, dtype=dtype, device=x_TH.device)
     grouped_matmul(blocks, up_PI.contiguous(), down_EHI, down_bias_EH, parts_PH, scale_P=weights_TK)
     columns = min(padded(hidden), 1024)
@@ -92,6 +92,11 @@ def moe(
         **FUSED,
     )
     return out_TH
+
+
+def parts_dtype(num_pairs: int, hidden: int, dtype: torch.dtype) -> torch.dtype:
+    """Of the results by pair, for x of `dtype`."""
+    return torch.float32 if num_pairs * hidden * 4 <= CACHED else dtype
 
 
 @triton.jit

@@ -184,7 +184,7 @@ def decode_bytes(**shape: object) -> int:
     return 0
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "window"])
+@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "window", "table_row"])
 def _decode_kernel(
     q_ptr,
     k_ptr,

@@ -26,6 +26,7 @@ from headway_kernels.reference_attention import plan_decode as plan_decode
 from headway_kernels.reference_mlp import clamped_silu_mul as clamped_silu_mul
 from headway_kernels.reference_mlp import gelu_mul as gelu_mul
 from headway_kernels.reference_mlp import moe as moe
+from headway_kernels.reference_mlp import moe_sizes as moe_sizes
 from headway_kernels.reference_mlp import route as route
 from headway_kernels.reference_mlp import silu_mul as silu_mul
 from headway_kernels.reference_sample import choose as choose

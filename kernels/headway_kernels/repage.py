@@ -64,7 +64,7 @@ def repage(
     return k_out, v_out, table_out
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_out_row"])
+@triton.jit(do_not_specialize=["num_seqs", "table_row", "table_out_row"])
 def _repage_kernel(
     k_ptr,
     v_ptr,

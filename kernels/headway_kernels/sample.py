@@ -185,7 +185,7 @@ def _draw_kernel(
     tl.store(ids_ptr + out, (part * CHUNK + index).to(tl.int64) + first_token)
 
 
-@triton.jit(do_not_specialize=["num_parts"])
+@triton.jit(do_not_specialize=["num_parts", "values_part", "ids_part"])
 def _choose_kernel(
     values_ptr,
     ids_ptr,

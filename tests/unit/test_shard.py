@@ -15,7 +15,7 @@ from headway.sharding.pages import PageGroup
 from headway.worker import shard as shard_module
 from headway.worker.kv_pool import KvPool, PoolBudget
 from headway.worker.shard import Shard, pick_device, pick_dtype
-from headway.worker.warm_up import num_pages, warm_up_plans
+from headway.worker.warm_up import KINDS, num_pages, warm_up_plans
 from headway_kernels import reference
 
 CPU = torch.device("cpu")
@@ -174,13 +174,15 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_how_many_are(monkeypatch:
         pick_device("cuda", 2)
 
 
-def test_the_warm_up_fills_the_token_budget_then_decodes_with_every_power_of_two_of_rows(gqa: Oracle) -> None:
+def test_the_warm_up_runs_prompts_of_every_size_then_decodes_with_rows_of_every_number(gqa: Oracle) -> None:
     shard = make_shard(gqa, max_num_tokens=64, max_num_rows=21, max_model_len=30, page_size=PAGE_SIZE)
-    plans = warm_up_plans(shard.config, max_model_len=shard.max_model_len, num_groups=1)
+    plans = shard.warm_up_plans
     assert plans[0].num_tokens == (30, 30)
+    assert [plan.num_tokens for plan in plans[5:8]] == [(16,), (2, 30), (4, 30, 30)]
     rank = shard.ready((num_pages(plans),))
     found = [len(rank.launch(plan).result().tokens) for plan in plans]
-    assert found == [2, 1, 2, 4, 8, 16, 21]
+    kinds = len(KINDS)
+    assert found == [2, *[1] * 5, 2, 3, *[1] * kinds, 2, 3, 4, 8, 16, *[21] * kinds]
 
 
 @pytest.mark.parametrize(
@@ -188,13 +190,14 @@ def test_the_warm_up_fills_the_token_budget_then_decodes_with_every_power_of_two
 )
 def test_the_warm_up_keeps_to_every_limit(rows: int, tokens: int, length: int, page_size: int) -> None:
     config = EngineConfig(max_num_rows=rows, max_num_tokens=tokens, page_size=page_size)
-    plans = warm_up_plans(config, max_model_len=length, num_groups=2)
+    plans = warm_up_plans(config, max_model_len=length, num_groups=2, sizes=(1, tokens))
+    assert {1, min(rows, tokens)} <= {len(plan.rows) for plan in plans}
     for plan in plans:
         assert len(plan.rows) <= rows
-        assert sum(plan.num_tokens) <= tokens
-    assert len(plans) - 1 <= max(length - 1, 1), "a row computes a token a step, and samples one more"
-    for grant in plans[1].grants:
-        assert len(grant.pages) * page_size >= len(plans) - 1
+        assert 0 < sum(plan.num_tokens) <= tokens
+        assert max(plan.num_tokens) <= length
+        pages = [page for grant in plan.grants if grant.group == 1 for page in grant.pages]
+        assert len(pages) == len(set(pages)) >= sum(-(-count // page_size) for count in plan.num_tokens)
 
 
 def test_ranks_agree_on_the_pages_that_all_of_them_have_room_for() -> None:

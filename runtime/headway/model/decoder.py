@@ -94,6 +94,12 @@ class Decoder:
             x_TH, residual_TH = block(layer, attend, x_TH, residual_TH)
         return self._logits(x_TH, residual_TH, batch.last_N)
 
+    def step_sizes(self, most: int) -> tuple[int, ...]:
+        """Numbers of tokens, up to `most`, with kernels of their own; layers with experts have the same."""
+        sparse = (layer.mlp for layer in self.layers if isinstance(layer.mlp, ExpertMlp))
+        experts = next(sparse, None)
+        return () if experts is None else experts.step_sizes(most)
+
     def _plan(self, batch: ModelInput, window: int | None) -> Any:
         """The decode part's plan for the layers of a page group, if there is a decode part."""
         if not batch.num_decode:

@@ -37,7 +37,8 @@ class ExpertMlp:
     def __init__(self, spec: DecoderSpec, params: Mapping[str, Tensor], ops: ModuleType) -> None:
         assert spec.experts is not None
         self._ops = ops
-        self._route = partial(ops.route, top_k=spec.experts.top_k, renormalise=spec.experts.renormalise)
+        self._top_k = spec.experts.top_k
+        self._route = partial(ops.route, top_k=self._top_k, renormalise=spec.experts.renormalise)
         self._router_EH, self._router_bias_E = params["router.weight"], params.get("router.bias")
         self._experts = {
             "gate_up_E2IH": params["experts.gate_up.weight"],
@@ -52,6 +53,12 @@ class ExpertMlp:
         weights_TK, experts_TK = self._route(F.linear(x_TH, self._router_EH, self._router_bias_E))
         out_TH: Tensor = self._ops.moe(x_TH, weights_TK=weights_TK, experts_TK=experts_TK, **self._experts)
         return out_TH if beside_TH is None else out_TH + beside_TH
+
+    def step_sizes(self, most: int) -> tuple[int, ...]:
+        """Numbers of tokens, up to `most`, that between them take every kernel of the experts."""
+        weights = {name: self._experts[name] for name in ("gate_up_E2IH", "down_EHI")}
+        sizes: tuple[int, ...] = self._ops.moe_sizes(most, top_k=self._top_k, **weights)
+        return sizes
 
 
 def activation(spec: DecoderSpec, ops: ModuleType) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ import torch
 
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, StartError
+from headway.core.step import StepPlan
 from headway.model.collectives import Collectives
 from headway.model.decoder import Decoder
 from headway.model.folder import read_spec
@@ -126,6 +127,15 @@ class Shard:
         assert isinstance(needed, int)
         return needed
 
+    @property
+    def warm_up_plans(self) -> tuple[StepPlan, ...]:
+        return warm_up_plans(
+            self.config,
+            max_model_len=self.max_model_len,
+            num_groups=len(self.spec.windows),
+            sizes=self._decoder.step_sizes(self.config.max_num_tokens),
+        )
+
     def ready(self, num_pages: Sequence[int]) -> Rank:
         """The rank, with a pool of `num_pages`, a number a page group."""
         try:
@@ -153,8 +163,7 @@ class Shard:
 
     def _measure_activations(self, progress: Progress) -> int:
         """Peak bytes of the warm-up's steps beyond what is held before them, and what they leave cached."""
-        num_groups = len(self.spec.windows)
-        plans = warm_up_plans(self.config, max_model_len=self.max_model_len, num_groups=num_groups)
+        num_groups, plans = len(self.spec.windows), self.warm_up_plans
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         rank = self.ready((num_pages(plans),) * num_groups)
