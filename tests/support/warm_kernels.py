@@ -100,7 +100,7 @@ def main(folder: str) -> None:
 
     warm: dict[Variant, int] = {}
     rank = shard.ready(num_pages)
-    for plan in shard.warm_up_plans:
+    for plan in shard.warm_up_plans():
         rank.launch(plan)
         for found in launched:
             warm.setdefault(found, plan.step)

@@ -1,5 +1,6 @@
 """A rank in the making: its pool, the sum that sizes it, and settings against the model and the machine."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from checkpoints import Oracle
 from headway.core.config import EngineConfig
 from headway.core.errors import ConfigError, StartError
 from headway.engine.build import ShardFacts, agree, shard_facts, solo_engine
-from headway.model.collectives import SoloCollectives
+from headway.model.collectives import SoloCollectives, ThreadCollectives
 from headway.model.spec import DecoderSpec, LayerSpec, Rope
 from headway.sharding.pages import PageGroup
 from headway.worker import shard as shard_module
@@ -176,7 +177,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_how_many_are(monkeypatch:
 
 def test_the_warm_up_runs_prompts_of_every_size_then_decodes_with_rows_of_every_number(gqa: Oracle) -> None:
     shard = make_shard(gqa, max_num_tokens=64, max_num_rows=21, max_model_len=30, page_size=PAGE_SIZE)
-    plans = shard.warm_up_plans
+    plans = shard.warm_up_plans()
     assert plans[0].num_tokens == (30, 30)
     assert [plan.num_tokens for plan in plans[5:8]] == [(16,), (2, 30), (4, 30, 30)]
     rank = shard.ready((num_pages(plans),))
@@ -214,3 +215,16 @@ def test_an_engine_tells_what_it_is(gqa: Oracle) -> None:
     assert (info.num_pages, info.page_size, info.max_model_len) == (8, 4, 32), "the pool bounds the length"
     assert info.pool_bytes == 8 * 2 * 3 * 2 * 4 * 16 * 4
     engine.close()
+
+
+def test_ranks_whose_experts_have_other_kernels_run_the_same_steps(
+    gqa: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that one rank alone runs would leave it waiting for the others."""
+    config = EngineConfig(tp=2, device="cpu", max_num_tokens=64)
+    shards = [Shard(gqa.folder, config, group, CPU) for group in ThreadCollectives.group(2)]
+    for shard, sizes in zip(shards, ((1, 5, 17), (1, 6, 64)), strict=True):
+        monkeypatch.setattr(shard._decoder, "step_sizes", lambda most, sizes=sizes: sizes)
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(lambda shard: shard._step_sizes(), shards))
+    assert found == [(1, 5, 6, 17, 64)] * 2

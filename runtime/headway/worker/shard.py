@@ -127,14 +127,21 @@ class Shard:
         assert isinstance(needed, int)
         return needed
 
-    @property
     def warm_up_plans(self) -> tuple[StepPlan, ...]:
+        """The same on every rank; all of them must call it together."""
         return warm_up_plans(
             self.config,
             max_model_len=self.max_model_len,
             num_groups=len(self.spec.windows),
-            sizes=self._decoder.step_sizes(self.config.max_num_tokens),
+            sizes=self._step_sizes() if self.spec.experts else (),
         )
+
+    def _step_sizes(self) -> tuple[int, ...]:
+        """Numbers of tokens with kernels of their own on some rank: uneven shards of experts may differ."""
+        most = self.config.max_num_tokens
+        wanted = torch.zeros(most + 1, device=self.device)
+        wanted[list(self._decoder.step_sizes(most))] = 1
+        return tuple(self._collectives.all_reduce(wanted).nonzero()[:, 0].tolist())
 
     def ready(self, num_pages: Sequence[int]) -> Rank:
         """The rank, with a pool of `num_pages`, a number a page group."""
@@ -163,7 +170,7 @@ class Shard:
 
     def _measure_activations(self, progress: Progress) -> int:
         """Peak bytes of the warm-up's steps beyond what is held before them, and what they leave cached."""
-        num_groups, plans = len(self.spec.windows), self.warm_up_plans
+        num_groups, plans = len(self.spec.windows), self.warm_up_plans()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         rank = self.ready((num_pages(plans),) * num_groups)
