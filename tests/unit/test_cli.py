@@ -175,3 +175,12 @@ def test_chat_without_a_template_says_that_the_model_has_none(tmp_path: Path) ->
     ran = run("chat", "--model", ".", cwd=tmp_path, stdin="Who goes there?\n")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "headway: messages must be left out, as model . has no chat template, got 1\n"
+
+
+def test_a_chat_longer_than_the_context_goes_on_without_its_oldest_turns(tmp_path: Path) -> None:
+    lines = "".join(f"{n} " + "Who goes there? " * 60 + "\n" for n in range(5))
+    ran = run("chat", "--model=demo", "--max-tokens=8", "--stop=~", cwd=tmp_path, stdin=lines)
+    assert ran.code == 0
+    assert set(ran.err.splitlines()) == {
+        "headway: the conversation is longer than the context; its oldest turn is left out"
+    }

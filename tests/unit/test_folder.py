@@ -104,7 +104,7 @@ def test_generation_config_has_the_last_word_on_the_end_of_sequence(tmp_path: Pa
     ("changes", "message"),
     [
         ({"model_type": "lama"}, r"model_type 'lama' is not supported; supported: .*nearest: llama"),
-        ({"model_type": ...}, "model_type None is not supported"),
+        ({"model_type": ...}, "config.json lacks model_type; supported: "),
         ({"model_type": "phi", "architectures": ["PhiForCausalLM"]}, r"its architectures are \['PhiFor"),
         ({"model_type": ["llama"]}, "model_type .* is not supported"),
         ({"architectures": ["LlamaModel"]}, "architecture 'LlamaModel' is not supported; .*LlamaForCausalLM"),

@@ -109,7 +109,9 @@ def test_the_plan_is_the_best_of_all_splits(num_q: int) -> None:
 
 
 @pytest.mark.parametrize(("num_q", "num_kv", "world_size"), SHAPES)
-def test_the_shapes_of_known_models_have_a_least_bottleneck(num_q: int, num_kv: int, world_size: int) -> None:
+def test_known_shapes_have_the_fewest_kv_heads_on_a_rank_then_the_least_bottleneck(
+    num_q: int, num_kv: int, world_size: int
+) -> None:
     plan = HeadPlan(num_q, num_kv, world_size)
     check(plan.ranks, num_q, num_kv)
     worst = max(rank.num_kv_heads for rank in plan.ranks), max(rank.cost for rank in plan.ranks)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from headway.model.spec import DecoderSpec
     from headway.serving.model import ServedModel
 
-app = typer.Typer(no_args_is_help=True, help="Measure this machine; nothing here decides a test.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure this machine beside other ways to do the same.",
+)
 
 app.command()(attention)
 app.command()(kernels)

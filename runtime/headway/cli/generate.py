@@ -66,7 +66,8 @@ def generate(
         logprobs=logprobs,
     )
     if not as_json and (n > 1 or logprobs is not None):
-        raise ConfigError("n and logprobs are for --json, which is not given")
+        given = f"n={n}" if n > 1 else f"logprobs={logprobs}"
+        raise ConfigError(f"{given} needs --json")
     place = Place(target=target, token=token, tls_ca=tls_ca, model=model, tp=tp, device=device, dtype=dtype)
     with text_source(place) as source:
         if as_json:

@@ -27,11 +27,11 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens a sequence may have. [the model's context]")
+        int | None, typer.Option(help="Tokens a sequence may have. (the model's context)")
     ] = None,
     page_size: Annotated[int, typer.Option(help="Tokens a page of the KV pool holds.")] = 16,
     num_pages: Annotated[
-        int | None, typer.Option(help="Pages of layers without a window. [what memory allows]")
+        int | None, typer.Option(help="Pages of layers without a window. (what memory allows)")
     ] = None,
     memory_fraction: Annotated[float, typer.Option(help="Part of the device's memory to use.")] = 0.9,
     max_num_rows: Annotated[int, typer.Option(help="Sequences that run at once.")] = 64,

@@ -128,6 +128,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if model_type is None:
+        raise ModelError(f"{folder}: config.json lacks model_type; supported: {', '.join(FAMILIES)}")
     if family is None:
         text = _unsupported(folder, "model_type", model_type, list(FAMILIES))
         named = config.get("architectures")

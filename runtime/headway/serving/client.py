@@ -92,7 +92,10 @@ class Client:
         return text
 
     def abort(self, request_id: str) -> bool:
-        """End a request; its pages are free then. False if it had ended before; raises UnknownRequest."""
+        """End a request. False if it had ended before; raises UnknownRequest.
+
+        Its pages are free by then, unless the replica took longer than a second to say so.
+        """
         reply = self._call(self._control.Abort, control.AbortRequest(request_id=request_id))
         return bool(reply.was_running)
 

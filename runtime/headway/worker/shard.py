@@ -175,9 +175,15 @@ class Shard:
         before = torch.cuda.memory_allocated(self.device)
         rank = self.ready((num_pages(plans),) * num_groups)
         pool_bytes = rank.pool.num_bytes
-        for index, plan in enumerate(plans):
-            progress(index, len(plans))
-            rank.launch(plan).result()
+        try:
+            for index, plan in enumerate(plans):
+                progress(index, len(plans))
+                rank.launch(plan).result()
+        except torch.OutOfMemoryError as error:
+            raise StartError(
+                f"no memory for a step of max_num_tokens={self.config.max_num_tokens} tokens and "
+                f"max_num_rows={self.config.max_num_rows} rows; fewer take less"
+            ) from error
         progress(len(plans), len(plans))
         peak = torch.cuda.max_memory_allocated(self.device) - before - pool_bytes
         del rank
@@ -190,14 +196,25 @@ def free_bytes() -> int:
     free = psutil.virtual_memory().available
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
+        used = int((CGROUP / "memory.current").read_text()) - _reclaimable()
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(min(free, int(limit) - used), 0)
 
 
+def _reclaimable() -> int:
+    """Bytes of files that the control group has cached and would drop: checkpoints just read, above all."""
+    for line in (CGROUP / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
 def _cpu_activations(shard: Shard) -> int:
-    """A bound for the host: a step's widest tensors in float32, a few of each alive at once."""
+    """An estimate for the host: a step's widest tensors in float32, a few of each alive at once. Scores,
+    which soft caps and sinks lay out in full, are not in it.
+    """
     spec = shard.spec
     mlp = max(spec.mlp_size, spec.experts.top_k * spec.experts.mlp_size if spec.experts else 0)
     width = 4 * spec.hidden_size + 4 * mlp + 2 * spec.vocab_size
