@@ -239,3 +239,11 @@ def test_progress_bars_go_to_stderr_where_that_is_a_terminal(
     assert out == ""
     for shown in ("Loading weights", "2.0 MiB of 2.0 MiB", "Compiling kernels", "3 of 9"):
         assert shown in err
+
+
+def test_few_rows_bound_what_is_planned_as_they_bound_a_server(folder: Path) -> None:
+    plan = json.loads(run(folder, "--max-num-rows", 3, "--json"))
+    assert plan["assumptions"]["max_num_rows"] == 3
+    assert plan["plan"]["kv_tokens"] == 3 * 512
+    with pytest.raises(ConfigError, match="max_num_rows must be an integer from 1 to 65536, got 0"):
+        run(folder, "--max-num-rows", 0)

@@ -1,7 +1,7 @@
 """`headway plan`: what each rank of a model would hold, from its config.json alone."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import typer
@@ -15,7 +15,8 @@ from headway.model.spec import DecoderSpec
 from headway.model.weights import ShardPlan, shard_plan
 from headway.sharding.pages import longest_sequence, page_groups, share_out
 
-CONFIG = EngineConfig(max_num_rows=1024)  # so many that they seldom bound what memory holds
+CONFIG = EngineConfig()
+MANY_ROWS = 1024  # so many that they seldom bound the KV tokens: a plan tells what memory holds
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -24,7 +25,7 @@ class RankFigures:
     """What one rank holds.
 
     page_bytes: of a page in all layers. num_pages: that its memory has for each group of layers.
-    kv_tokens: cached tokens that fit beside its weights, as far as CONFIG's rows could fill them.
+    kv_tokens: cached tokens that fit beside its weights, as far as the rows could fill them.
     """
 
     rank: int
@@ -61,6 +62,9 @@ def plan(
     model: Annotated[str, typer.Argument(help="A folder, a hub name, or demo.")],
     tp: Annotated[int, typer.Option(help="Ranks to share the model over.")] = 1,
     gpu_memory: Annotated[str, typer.Option(help="Memory of each GPU.")] = "80GiB",
+    max_num_rows: Annotated[
+        int, typer.Option(help=f"Sequences at once; serve takes {CONFIG.max_num_rows} unless told otherwise.")
+    ] = MANY_ROWS,
     compare: Annotated[bool, typer.Option("--compare", help="Show 1 to N ranks side by side.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
@@ -70,12 +74,13 @@ def plan(
     """
     memory = parse_bytes("gpu-memory", gpu_memory)
     spec = read_spec(resolve(model, weights=False))
-    last = figures(spec, tp, memory)
+    config = replace(CONFIG, max_num_rows=max_num_rows)
+    last = figures(spec, tp, memory, config)
     _check_room(last, memory)
-    plans = [*(figures(spec, n, memory) for n in range(1, tp)), last] if compare else [last]
+    plans = [*(figures(spec, n, memory, config) for n in range(1, tp)), last] if compare else [last]
     if as_json:
         value = [asdict(one) for one in plans] if compare else asdict(last)
-        found = {"model": model, "assumptions": _assumptions(spec, memory)}
+        found = {"model": model, "assumptions": _assumptions(spec, memory, config)}
         typer.echo(json.dumps({**found, "plans" if compare else "plan": value}, indent=2))
         return
     if compare:
@@ -84,14 +89,17 @@ def plan(
         _print_ranks(model, spec, last)
     typer.echo(
         f"assumed: {format_bytes(memory)} x {CONFIG.memory_fraction:g} a rank, {spec.dtype}, pages of "
-        f"{CONFIG.page_size} tokens, {CONFIG.max_num_rows:,} rows; no activations"
+        f"{config.page_size} tokens, {config.max_num_rows:,} rows; no activations"
     )
 
 
-def figures(spec: DecoderSpec, tp: int, memory_bytes: int) -> PlanFigures:
-    """`memory_bytes`: of each rank's device. Raises ConfigError where `tp` ranks cannot share the model."""
+def figures(spec: DecoderSpec, tp: int, memory_bytes: int, config: EngineConfig = CONFIG) -> PlanFigures:
+    """`memory_bytes`: of each rank's device; `config`: how many rows share it.
+
+    Raises ConfigError where `tp` ranks cannot share the model.
+    """
     shards = shard_plan(spec, tp)
-    ranks = tuple(_rank_figures(spec, shards, rank, memory_bytes) for rank in range(tp))
+    ranks = tuple(_rank_figures(spec, shards, rank, memory_bytes, config) for rank in range(tp))
     weights = [rank.weight_bytes for rank in ranks]
     num_pages = tuple(map(min, zip(*(rank.num_pages for rank in ranks), strict=True)))
     replicated = shards.heads.replicated_bytes(
@@ -115,13 +123,15 @@ def figures(spec: DecoderSpec, tp: int, memory_bytes: int) -> PlanFigures:
     )
 
 
-def _rank_figures(spec: DecoderSpec, shards: ShardPlan, rank: int, memory_bytes: int) -> RankFigures:
+def _rank_figures(
+    spec: DecoderSpec, shards: ShardPlan, rank: int, memory_bytes: int, config: EngineConfig
+) -> RankFigures:
     heads, dtype_bytes = shards.heads.ranks[rank], DTYPE_BYTES[spec.dtype]
     weight_bytes = shards.rank(rank).target_bytes(dtype_bytes)
     sizes = spec.page_bytes(
         num_kv_heads=heads.num_kv_heads, page_size=CONFIG.page_size, dtype_bytes=dtype_bytes
     )
-    groups = page_groups(spec.windows, sizes, CONFIG, spec.max_model_len)
+    groups = page_groups(spec.windows, sizes, config, spec.max_model_len)
     num_pages = share_out(_usable(memory_bytes) - weight_bytes, groups)
     return RankFigures(
         rank=rank,
@@ -140,15 +150,15 @@ def _usable(memory_bytes: int) -> int:
     return int(memory_bytes * CONFIG.memory_fraction)
 
 
-def _assumptions(spec: DecoderSpec, memory_bytes: int) -> dict[str, object]:
+def _assumptions(spec: DecoderSpec, memory_bytes: int, config: EngineConfig) -> dict[str, object]:
     return {
         "gpu_memory_bytes": memory_bytes,
         "memory_fraction": CONFIG.memory_fraction,
         "activation_bytes": 0,
         "dtype": spec.dtype,
         "page_size": CONFIG.page_size,
-        "max_num_rows": CONFIG.max_num_rows,
-        "max_num_tokens": CONFIG.max_num_tokens,
+        "max_num_rows": config.max_num_rows,
+        "max_num_tokens": config.max_num_tokens,
     }
 
 
