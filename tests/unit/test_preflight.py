@@ -83,6 +83,9 @@ class NoRay:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         pass
 
 
