@@ -5,7 +5,7 @@ from pathlib import Path
 
 from headway.cluster.session import LOCAL
 from headway.core.config import EngineConfig
-from headway.core.errors import ConfigError, StartError, counted
+from headway.core.errors import StartError, counted
 from headway.model.checkpoint import read_checkpoint
 from headway.model.folder import pinned, read_spec, resolve
 from headway.model.spec import DecoderSpec
@@ -33,9 +33,7 @@ def preflight(model: str, config: EngineConfig, *, ray: str = "local", num_repli
     folder = resolve(model)
     spec = read_spec(folder)
     plan = shard_plan(spec, config.tp)
-    if config.max_model_len is not None and config.max_model_len > spec.max_model_len:
-        limit = f"{spec.max_model_len} (the model's context)"
-        raise ConfigError(f"max_model_len must be at most {limit}, got {config.max_model_len}")
+    config.model_len(spec.max_model_len)
     if ray in LOCAL:
         plan.check(read_checkpoint(folder))
         _check_gpus(config, num_replicas)

@@ -52,6 +52,13 @@ class EngineConfig:
             if value is not None:
                 _integer(name, value, 1 << 31)
 
+    def model_len(self, context: int) -> int:
+        """Tokens a sequence may have in a model with `context`. Raises ConfigError for more than that."""
+        if self.max_model_len is not None and self.max_model_len > context:
+            limit = f"{context} (the model's context)"
+            raise ConfigError(f"max_model_len must be at most {limit}, got {self.max_model_len}")
+        return self.max_model_len or context
+
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:

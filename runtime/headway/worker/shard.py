@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from headway.core.config import EngineConfig
-from headway.core.errors import ConfigError, StartError
+from headway.core.errors import StartError
 from headway.core.step import StepPlan
 from headway.model.collectives import Collectives
 from headway.model.decoder import Decoder
@@ -66,7 +66,7 @@ class Shard:
         self.device = device
         self.spec = read_spec(folder)
         self.dtype = pick_dtype(config.dtype, self.spec.dtype, device)
-        self.max_model_len = _max_model_len(config.max_model_len, self.spec.max_model_len)
+        self.max_model_len = config.model_len(self.spec.max_model_len)
         self._collectives = collectives
         self._plan = shard_plan(self.spec, collectives.world_size)
         mine = self._plan.rank(collectives.rank)
@@ -219,9 +219,3 @@ def _cpu_activations(shard: Shard) -> int:
     mlp = max(spec.mlp_size, spec.experts.top_k * spec.experts.mlp_size if spec.experts else 0)
     width = 4 * spec.hidden_size + 4 * mlp + 2 * spec.vocab_size
     return 4 * shard.config.max_num_tokens * width // shard._collectives.world_size
-
-
-def _max_model_len(asked: int | None, context: int) -> int:
-    if asked is not None and asked > context:
-        raise ConfigError(f"max_model_len must be at most {context} (the model's context), got {asked}")
-    return asked or context
