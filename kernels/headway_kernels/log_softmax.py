@@ -3,8 +3,12 @@
     log p_i = (x_i - m) - log sum_j exp(x_j - m),   m = max_j x_j
 
 Two launches, so that a single row has many multiprocessors: one leaves maximum and sum of each chunk, the
-other merges them anew in every program and writes. Chunks have one size, because sums of floats must not
-depend on the number of rows. Layout: logits [S, V], places [L] -> float32 [L, V]. Grids: (rows, chunks).
+other merges them anew in every program and writes. Layout: logits [S, V], places [L] -> float32 [L, V].
+Grids: (rows, chunks).
+
+A row's values are the same in any batch, to the bit. A sum of floats would depend on how a program's tokens
+lie in registers, which goes by the logits' dtype: that is float32 where any row of the batch is penalised. So
+both sums are of integers, exact in any order, and chunks have one size whatever the number of rows.
 
 Source: maxima and sums merge as those of the online normalizer (arXiv 1805.02867, section 3.1).
 
@@ -19,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.sample_args import check_logits, check_vector
-from headway_kernels.sample_pieces import EXACT, GREATEST, load_scores
+from headway_kernels.sample_pieces import EXACT, GREATEST, MASS_SCALE, load_scores
 from headway_kernels.tiles import padded
 
 CHUNK = 2048
@@ -50,7 +54,10 @@ def log_softmax(logits_SV: Tensor, places_L: Tensor, *, chunk: int = CHUNK) -> T
 def _log_softmax_sum_kernel(
     logits_ptr, places_ptr, parts_ptr, vocab_size, logits_row, num_chunks, CHUNK: tl.constexpr
 ):
-    """Maximum of a chunk, and the sum of exponentials below it; a chunk of -inf alone sums to nothing."""
+    """Maximum of a chunk, and its mass: the sum of exponentials below it, in units of 1 / MASS_SCALE.
+
+    A chunk of -inf alone has none.
+    """
     index, part = tl.program_id(0), tl.program_id(1)
     id_V = part * CHUNK + tl.arange(0, CHUNK)
     row_ptr = logits_ptr + tl.load(places_ptr + index) * logits_row
@@ -58,7 +65,8 @@ def _log_softmax_sum_kernel(
     largest = tl.maximum(tl.max(score_V, 0), -GREATEST)
     parts_ptr += (index * num_chunks + part) * 2
     tl.store(parts_ptr, largest)
-    tl.store(parts_ptr + 1, tl.sum(tl.exp(score_V - largest), 0))
+    mass_V = (tl.exp(score_V - largest) * MASS_SCALE).to(tl.int64)
+    tl.store(parts_ptr + 1, tl.sum(mass_V, 0).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -79,12 +87,12 @@ def _log_softmax_kernel(
     part_ptr_R = parts_ptr + (index * num_chunks + part_R) * 2
     largest_R = tl.load(part_ptr_R, mask=there_R, other=-GREATEST)
     largest = tl.max(largest_R, 0)
-    total = tl.sum(tl.load(part_ptr_R + 1, mask=there_R, other=0.0) * tl.exp(largest_R - largest), 0)
+    mass_R = tl.load(part_ptr_R + 1, mask=there_R, other=0.0) * tl.exp(largest_R - largest)
+    total = tl.sum(mass_R.to(tl.int64), 0).to(tl.float32) * (1 / MASS_SCALE)
     id_V = part * CHUNK + tl.arange(0, CHUNK)
     there_V = id_V < vocab_size
     row_ptr = logits_ptr + tl.load(places_ptr + index) * logits_row
     score_V = load_scores(row_ptr, id_V, there_V)
-    logprob_V = (score_V - largest) - tl.log(
-        tl.maximum(total, 1.0)
-    )  # the largest alone makes 1, but for -inf
+    # The largest alone makes 1, but where all are -inf.
+    logprob_V = (score_V - largest) - tl.log(tl.maximum(total, 1.0))
     tl.store(out_ptr + index.to(tl.int64) * vocab_size + id_V, logprob_V, mask=there_V)

@@ -141,3 +141,4 @@ def test_log_probabilities_are_as_exact_as_pytorch_s(num_tokens: int, dtype: tor
     own_error = (reference.log_softmax(logits, places) - exact).abs().max()
     assert (found - exact).abs().max() <= 2 * own_error + 1e-6
     assert torch.equal(log_softmax(logits, places[1:2])[0], found[1])
+    assert torch.equal(log_softmax(logits.float(), places), found)

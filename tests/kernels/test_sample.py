@@ -240,6 +240,16 @@ def test_log_probabilities_are_as_exact_as_pytorch_s(num_tokens: int, chunk: int
     assert (found - exact).abs().max() <= 2 * own_error + 1e-6
 
 
+def test_log_probabilities_do_not_depend_on_the_logits_dtype_nor_on_the_order_of_a_sum() -> None:
+    """A GPU adds a chunk's tokens in an order that goes by the dtype; here the tokens take other places."""
+    logits, places = make_logits(2, 8 * 128, torch.float16), torch.tensor([1, 0])
+    found = log_softmax(logits.float(), places, chunk=128)
+    assert torch.equal(log_softmax(logits, places, chunk=128), found)
+    chunks = torch.randperm(8)
+    order = torch.cat([chunk * 128 + torch.randperm(128) for chunk in chunks])
+    assert torch.equal(log_softmax(logits[:, order], places, chunk=128), found[:, order])
+
+
 def test_log_probabilities_of_broken_rows_are_the_reference_s() -> None:
     logits = torch.stack([*BROKEN.values()])
     places = torch.arange(len(BROKEN))
