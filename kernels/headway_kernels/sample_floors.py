@@ -74,13 +74,15 @@ def floors(
     if top is not None and len(top.places_C):
         num_cut = len(top.places_C)
         listed_CV = torch.empty(num_cut, vocab_size, dtype=torch.float32, device=device)
-        cut = (top.places_C, top.temperature_C1, top.top_k_C1, top.top_p_C1)
+        tables = (top.places_C, top.temperature_C1, top.top_k_C1, top.top_p_C1, largest_SR, sums_SW)
         strides = (top.temperature_C1.stride(0), top.top_k_C1.stride(0), top.top_p_C1.stride(0))
-        whole = (*cut, largest_SR, sums_SW, vocab_size, *strides, num_chunks)
+        common = (tables, strides, vocab_size, num_chunks)
         grid = (num_cut, num_chunks)
-        _weigh_kernel[grid](logits_SV, row, *whole, WIDE=wide, **parts)
-        _list_kernel[grid](logits_SV, row, listed_CV, *whole, WIDE=wide, **parts)
-        _search_kernel[(num_cut,)](listed_CV, floor_S1, *whole, WIDE=wide, BLOCK=block, num_warps=16, **EXACT)
+        _weigh_kernel[grid](logits_SV, row, *common, WIDE=wide, **parts)
+        _list_kernel[grid](logits_SV, row, listed_CV, *common, WIDE=wide, **parts)
+        _search_kernel[(num_cut,)](
+            listed_CV, floor_S1, *common, WIDE=wide, BLOCK=block, num_warps=16, **EXACT
+        )
     if min_p_S1 is not None:
         _min_p_kernel[(num_rows,)](
             largest_SR,
@@ -125,71 +127,57 @@ def _largest_kernel(
         tl.store(sums_ptr + row * SUMS + tl.arange(0, SUMS), tl.zeros((SUMS,), tl.int64))
 
 
-@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
-def _weigh_kernel(
-    logits_ptr,
-    logits_row,
-    places_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    largest_ptr,
-    sums_ptr,
-    vocab_size,
-    temperature_row,
-    top_k_row,
-    top_p_row,
-    num_chunks,
-    WIDE: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Add a chunk's weights above the pivots to the row's: counts where top-k cuts, else masses."""
-    index, part = tl.program_id(0), tl.program_id(1)
+@triton.jit
+def _cut_row(tables, strides, num_chunks, WIDE: tl.constexpr):
+    """(place, temperature, top_k, top_p, largest score, sums) of the program's row with cuts.
+
+    Tables and strides come as tuples, whose numbers Triton always specializes: a kernel is compiled for each
+    kind of strides. The sampler's are always the same.
+    """
+    places_ptr, temperature_ptr, top_k_ptr, top_p_ptr, largest_ptr, sums_ptr = tables
+    temperature_row, top_k_row, top_p_row = strides
+    index = tl.program_id(0)
     place = tl.load(places_ptr + index)
     temperature = tl.load(temperature_ptr + index * temperature_row)
-    counts = tl.load(top_k_ptr + index * top_k_row) < vocab_size
+    top_k = tl.load(top_k_ptr + index * top_k_row)
+    top_p = tl.load(top_p_ptr + index * top_p_row)
     largest = largest_of(largest_ptr, place, num_chunks, WIDE)
-    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    return place, temperature, top_k, top_p, largest, sums_ptr + place * SUMS
+
+
+@triton.jit(do_not_specialize=["num_chunks"])
+def _weigh_kernel(
+    logits_ptr, logits_row, tables, strides, vocab_size, num_chunks, WIDE: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Add a chunk's weights above the pivots to the row's: counts where top-k cuts, else masses."""
+    place, temperature, top_k, _, largest, sums_ptr = _cut_row(tables, strides, num_chunks, WIDE)
+    counts = top_k < vocab_size
+    id_V = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     there_V = id_V < vocab_size
     score_V = load_scores(logits_ptr + place * logits_row, id_V, there_V)
     weight_V = there_V.to(tl.int64) if counts else mass_of(score_V, largest, temperature)
-    sums_ptr += place * SUMS
     tl.atomic_add(sums_ptr, tl.sum(weight_V, 0), sem="relaxed")
     for pivot in tl.static_range(1, PIVOTS + 1):
         above_V = score_V >= pivot_of(largest, temperature, counts, pivot)
         tl.atomic_add(sums_ptr + pivot, tl.sum(tl.where(above_V, weight_V, 0), 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
+@triton.jit(do_not_specialize=["num_chunks"])
 def _list_kernel(
     logits_ptr,
     logits_row,
     listed_ptr,
-    places_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    largest_ptr,
-    sums_ptr,
+    tables,
+    strides,
     vocab_size,
-    temperature_row,
-    top_k_row,
-    top_p_row,
     num_chunks,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """List the scores of a chunk that lie in the bracket."""
-    index, part = tl.program_id(0), tl.program_id(1)
-    place = tl.load(places_ptr + index)
-    temperature = tl.load(temperature_ptr + index * temperature_row)
-    top_k = tl.load(top_k_ptr + index * top_k_row)
-    top_p = tl.load(top_p_ptr + index * top_p_row)
-    counts = top_k < vocab_size
-    largest = largest_of(largest_ptr, place, num_chunks, WIDE)
-    sums_ptr += place * SUMS
-    low, high, _, _ = bracket(sums_ptr, largest, temperature, counts, top_k, top_p)
-    id_V = part * CHUNK + tl.arange(0, CHUNK)
+    place, temperature, top_k, top_p, largest, sums_ptr = _cut_row(tables, strides, num_chunks, WIDE)
+    low, high, _, _ = bracket(sums_ptr, largest, temperature, top_k < vocab_size, top_k, top_p)
+    id_V = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     there_V = id_V < vocab_size
     score_V = load_scores(logits_ptr + place * logits_row, id_V, there_V)
     listed_V = (there_V & (score_V >= low) & (score_V < high)).to(tl.int32)
@@ -197,39 +185,20 @@ def _list_kernel(
     if num_listed > 0:
         first = tl.atomic_add(sums_ptr + LISTED, num_listed.to(tl.int64), sem="relaxed")
         slot_V = first + tl.cumsum(listed_V, 0) - 1
-        tl.store(listed_ptr + index.to(tl.int64) * vocab_size + slot_V, score_V, mask=listed_V > 0)
+        listed_ptr += tl.program_id(0).to(tl.int64) * vocab_size
+        tl.store(listed_ptr + slot_V, score_V, mask=listed_V > 0)
 
 
-@triton.jit(do_not_specialize=["temperature_row", "top_k_row", "top_p_row", "num_chunks"])
+@triton.jit(do_not_specialize=["num_chunks"])
 def _search_kernel(
-    listed_ptr,
-    floor_ptr,
-    places_ptr,
-    temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    largest_ptr,
-    sums_ptr,
-    vocab_size,
-    temperature_row,
-    top_k_row,
-    top_p_row,
-    num_chunks,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    listed_ptr, floor_ptr, tables, strides, vocab_size, num_chunks, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The floor of one row, from its list."""
-    index = tl.program_id(0)
-    place = tl.load(places_ptr + index)
-    temperature = tl.load(temperature_ptr + index * temperature_row)
-    top_k = tl.load(top_k_ptr + index * top_k_row)
-    top_p = tl.load(top_p_ptr + index * top_p_row)
+    place, temperature, top_k, top_p, largest, sums_ptr = _cut_row(tables, strides, num_chunks, WIDE)
     counts = top_k < vocab_size
-    largest = largest_of(largest_ptr, place, num_chunks, WIDE)
-    sums_ptr += place * SUMS
     low, high, above, need = bracket(sums_ptr, largest, temperature, counts, top_k, top_p)
     num_listed = tl.load(sums_ptr + LISTED)
-    listed_ptr += index.to(tl.int64) * vocab_size
+    listed_ptr += tl.program_id(0).to(tl.int64) * vocab_size
     low_key = key_of(low).to(tl.int64)
     end = tl.minimum(key_of(high).to(tl.int64), key_of(largest).to(tl.int64) + 1)
     if counts:
@@ -261,10 +230,8 @@ def _min_p_kernel(
 ):
     """Raise the floor of one row to min_p * p_max, in logarithms."""
     row = tl.program_id(0).to(tl.int64)
-    temperature, min_p = (
-        tl.load(temperature_ptr + row * temperature_row),
-        tl.load(min_p_ptr + row * min_p_row),
-    )
+    temperature = tl.load(temperature_ptr + row * temperature_row)
+    min_p = tl.load(min_p_ptr + row * min_p_row)
     if min_p > 0:
         least = largest_of(largest_ptr, row, num_chunks, WIDE) + temperature * tl.log(min_p)
         tl.store(floor_ptr + row, tl.maximum(tl.load(floor_ptr + row), least))
