@@ -12,22 +12,20 @@ Shape suffixes: T tokens of the step, H hidden size.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from headway_kernels.launch import DTYPES, FUSED, mismatch
-from headway_kernels.one_shot import _one_shot_kernel, _one_shot_norm_kernel
-from headway_kernels.peer_memory import PROGRAMS, SHOT_PROGRAMS, SHOT_WORDS, PeerMemory
+from headway_kernels.one_shot import _one_shot_kernel
+from headway_kernels.peer_memory import PROGRAMS, WORD_BYTES, PeerMemory
 from headway_kernels.tiles import padded
-from headway_kernels.tiles_all_reduce import SENT_IN_REGISTERS, ShotTile, in_one_shot, row_tile, shot_tile
+from headway_kernels.tiles_all_reduce import ShotTile, in_one_shot, row_tile, shot_tile
 from headway_kernels.two_shot import _two_shot_kernel
 
 Way = Literal["one shot", "two shots"]
-LANGUAGE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def all_reduce(x: Tensor, peers: PeerMemory, *, out: Tensor | None = None, way: Way | None = None) -> Tensor:
@@ -45,22 +43,8 @@ def all_reduce(x: Tensor, peers: PeerMemory, *, out: Tensor | None = None, way: 
         return out
     if way == "two shots":
         _two_shots(x, peers, out=out, cut=_cut_values(x, peers))
-        return out
-    pairs = _pairs(x, out)
-    x_words, out_words = _words(x, pairs), _words(out, pairs)
-    if x_words.numel() > SHOT_PROGRAMS * SHOT_WORDS:
-        raise _no_room("all_reduce", x, peers, way)
-    tile = shot_tile(x_words.numel(), SHOT_PROGRAMS)
-    _one_shot_kernel[(triton.cdiv(x_words.numel(), tile.words),)](
-        x_words,
-        out_words,
-        peers.own,
-        peers.addresses,
-        peers.layout.words,
-        x_words.numel(),
-        peers.max_polls,
-        **_shot_options(x, peers, pairs, tile),
-    )
+    else:
+        _one_shot(x, peers, out=out, shot=_shot_values(x))
     return out
 
 
@@ -93,43 +77,11 @@ def all_reduce_norm(
     way = way or _fitting(op, x_TH, peers, norm_way(x_TH, peers))
     if not x_TH.numel():
         return normed_TH, total_TH
+    norm = _Norm(residual=residual_TH, weight=weight_H, eps=eps, normed=normed_TH)
     if way == "two shots":
-        cut = _cut_rows(x_TH, peers)
-        _two_shots(
-            x_TH,
-            peers,
-            out=total_TH,
-            cut=cut,
-            residual=residual_TH,
-            weight=weight_H,
-            eps=eps,
-            normed=normed_TH,
-        )
-        return normed_TH, total_TH
-    pairs = row_size % 2 == 0 and _pairs(x_TH, normed_TH, total_TH, residual_TH)
-    x_words = _words(x_TH, pairs)
-    row_words = row_size // 2 if pairs else row_size
-    num_rows = x_words.numel() // row_words
-    if triton.cdiv(num_rows, SHOT_PROGRAMS) * row_words > SHOT_WORDS:
-        raise _no_room(op, x_TH, peers, way)
-    tile = row_tile(row_words)
-    _one_shot_norm_kernel[(min(num_rows, SHOT_PROGRAMS),)](
-        x_words,
-        None if residual_TH is None else _words(residual_TH, pairs),
-        weight_H,
-        _words(normed_TH, pairs),
-        _words(total_TH, pairs),
-        peers.own,
-        peers.addresses,
-        peers.layout.words,
-        num_rows,
-        row_words,
-        float(row_size),
-        eps,
-        peers.max_polls,
-        HAS_RESIDUAL=residual_TH is not None,
-        **_shot_options(x_TH, peers, pairs, tile),
-    )
+        _two_shots(x_TH, peers, out=total_TH, cut=_cut_rows(x_TH, peers), norm=norm)
+    else:
+        _one_shot(x_TH, peers, out=total_TH, shot=_shot_rows(x_TH), norm=norm)
     return normed_TH, total_TH
 
 
@@ -137,8 +89,7 @@ def all_reduce_way(x: Tensor, peers: PeerMemory) -> Way | None:
     """How `all_reduce` would go; None for a dtype that it does not take, or where there is no room."""
     if x.dtype not in DTYPES:
         return None
-    words = x.numel() // 2 if _pairs(x) else x.numel()
-    if in_one_shot(4 * words, peers.world_size) and words <= SHOT_PROGRAMS * SHOT_WORDS:
+    if in_one_shot(x.numel() * x.element_size(), peers.world_size) and _shot_values(x).fits(peers):
         return "one shot"
     return "two shots" if _cut_values(x, peers).fits(x, peers) else None
 
@@ -147,13 +98,48 @@ def norm_way(x_TH: Tensor, peers: PeerMemory) -> Way | None:
     """How `all_reduce_norm` would go, or None as there: a program must have room for whole rows."""
     if x_TH.dtype not in DTYPES or not x_TH.ndim:
         return None
-    row_size = max(x_TH.shape[-1], 1)
-    row_words = row_size // 2 if row_size % 2 == 0 and _pairs(x_TH) else row_size
-    num_rows = x_TH.numel() // row_size
-    short = in_one_shot(4 * row_words * num_rows, peers.world_size)
-    if short and triton.cdiv(num_rows, SHOT_PROGRAMS) * row_words <= SHOT_WORDS:
+    if in_one_shot(x_TH.numel() * x_TH.element_size(), peers.world_size) and _shot_rows(x_TH).fits(peers):
         return "one shot"
     return "two shots" if _cut_rows(x_TH, peers).fits(x_TH, peers) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Norm:
+    residual: Tensor | None
+    weight: Tensor
+    eps: float
+    normed: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shot:
+    """Tiles of a call in one shot; `tile` is None where they are rows too long for a program."""
+
+    tile: ShotTile | None
+    num_tiles: int
+    tile_size: int  # values
+    tile_words: int
+
+    def fits(self, peers: PeerMemory) -> bool:
+        words = triton.cdiv(self.num_tiles, PROGRAMS) * self.tile_words
+        return self.tile is not None and words <= peers.layout.shot_words
+
+
+def _shot_values(x: Tensor) -> _Shot:
+    tile = shot_tile(_num_words(x.numel(), x), PROGRAMS)
+    size = tile.words * WORD_BYTES // x.element_size()
+    return _Shot(tile=tile, num_tiles=triton.cdiv(x.numel(), size), tile_size=size, tile_words=tile.words)
+
+
+def _shot_rows(x_TH: Tensor) -> _Shot:
+    row_size = max(x_TH.shape[-1], 1)
+    words = _num_words(row_size, x_TH)
+    tile = row_tile(words)
+    return _Shot(tile=tile, num_tiles=x_TH.numel() // row_size, tile_size=row_size, tile_words=words)
+
+
+def _num_words(num_values: int, x: Tensor) -> int:
+    return -(-num_values * x.element_size() // WORD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,29 +166,49 @@ def _cut_rows(x_TH: Tensor, peers: PeerMemory) -> _Cut:
     return _Cut(portion=portion, share=_rounded(triton.cdiv(portion, peers.world_size)))
 
 
-def _two_shots(
-    x: Tensor,
-    peers: PeerMemory,
-    *,
-    out: Tensor,
-    cut: _Cut,
-    residual: Tensor | None = None,
-    weight: Tensor | None = None,
-    eps: float = 0.0,
-    normed: Tensor | None = None,
-) -> None:
+def _one_shot(x: Tensor, peers: PeerMemory, *, out: Tensor, shot: _Shot, norm: _Norm | None = None) -> None:
+    if shot.tile is None or not shot.fits(peers):
+        raise _no_room("all_reduce" if norm is None else "all_reduce_norm", x, peers, "one shot")
+    _one_shot_kernel[(min(shot.num_tiles, PROGRAMS),)](
+        x,
+        norm and norm.residual,
+        norm and norm.weight,
+        out,
+        norm and norm.normed,
+        peers.own,
+        peers.address_tuple,
+        peers.layout.words,
+        x.numel(),
+        shot.num_tiles,
+        shot.tile_size,
+        norm.eps if norm else 0.0,
+        peers.max_polls,
+        NORM=norm is not None,
+        HAS_RESIDUAL=norm is not None and norm.residual is not None,
+        RANK=peers.rank,
+        WORLD=peers.world_size,
+        SLOT=peers.layout.shot_words,
+        W=shot.tile.words,
+        THREADS=shot.tile.num_threads,
+        num_warps=shot.tile.num_warps,
+        num_stages=1,
+        **FUSED,
+    )
+
+
+def _two_shots(x: Tensor, peers: PeerMemory, *, out: Tensor, cut: _Cut, norm: _Norm | None = None) -> None:
     if not cut.fits(x, peers):
-        raise _no_room("all_reduce" if weight is None else "all_reduce_norm", x, peers, "two shots")
-    row_size = x.shape[-1] if weight is not None else 1
+        raise _no_room("all_reduce" if norm is None else "all_reduce_norm", x, peers, "two shots")
+    row_size = x.shape[-1] if norm else 1
     tile = min(padded(cut.share, 256), 16384 // x.element_size())
     row = padded(row_size)
     layout = peers.layout
     _two_shot_kernel[(triton.cdiv(x.numel(), cut.portion),)](
         x,
         out,
-        residual,
-        weight,
-        normed,
+        norm and norm.residual,
+        norm and norm.weight,
+        norm and norm.normed,
         peers.own,
         peers.addresses,
         layout.flags,
@@ -212,10 +218,10 @@ def _two_shots(
         cut.portion,
         cut.share,
         row_size,
-        eps,
+        norm.eps if norm else 0.0,
         peers.max_polls,
-        NORM=weight is not None,
-        HAS_RESIDUAL=residual is not None,
+        NORM=norm is not None,
+        HAS_RESIDUAL=norm is not None and norm.residual is not None,
         RANK=peers.rank,
         WORLD=peers.world_size,
         RANKS=padded(peers.world_size, 2),
@@ -226,34 +232,6 @@ def _two_shots(
         num_stages=1,
         **FUSED,
     )
-
-
-def _shot_options(x: Tensor, peers: PeerMemory, pairs: bool, tile: ShotTile) -> dict[str, Any]:
-    return {
-        "DTYPE": LANGUAGE[x.dtype],
-        "PAIRS": pairs,
-        "RANK": peers.rank,
-        "WORLD": peers.world_size,
-        "TOGETHER": tile.words // (32 * tile.num_warps) * peers.world_size <= SENT_IN_REGISTERS,
-        "SLOT": SHOT_WORDS,
-        "W": tile.words,
-        "num_warps": tile.num_warps,
-        "num_stages": 1,
-        **FUSED,
-    }
-
-
-def _pairs(*tensors: Tensor | None) -> bool:
-    """Whether two values fill 4 bytes, at places where 4 bytes may be read."""
-    return all(
-        one.element_size() == 2 and one.numel() % 2 == 0 and one.data_ptr() % 4 == 0
-        for one in tensors
-        if one is not None
-    )
-
-
-def _words(x: Tensor, pairs: bool) -> Tensor:
-    return x.view(-1).view(torch.int32 if pairs or x.element_size() == 4 else torch.int16)
 
 
 def _rounded(num_values: int) -> int:

@@ -1,121 +1,95 @@
-"""The kernels of `all_reduce` in one shot: every rank sends all of its data to all, and adds up what it got.
+"""The kernel of `all_reduce` in one shot: every rank sends all its data to the others and adds up what came.
 
     out = sum over ranks r, in this order, of x_r        (float32, then rounded)
 
-4 bytes of data travel with 4 of epoch in one 8-byte word, so a word that shows the epoch is complete: one
-way over the link, with neither fence nor flag, for twice the bytes. See `peer_memory` for the protocol. A
-rank sends to itself too: then all ranks add the same words in the same order, and their results are equal
-bit by bit.
+Data travels in words of 8 bytes that say themselves that they have come (see `words`): one way over the link,
+with neither fence nor flag. All ranks add the same values in the same order, so that their results are equal
+bit by bit. Nothing but words goes through peers' memory: a rank's own values stay where they are.
 
-A word holds two 16-bit values or one 32-bit value; one 16-bit value where x is odd in size or place. Grids:
-at most SHOT_PROGRAMS programs, which have a tile each (`_one_shot_kernel`) or take rows in turn
-(`_one_shot_norm_kernel`).
+Programs take tiles in turn: W words, or a row where rows are normed, which then never leaves its program.
+They send all of them first. What waits for nobody (residual, weight, own values) is read before the wait.
+Grid: at most PROGRAMS programs, and no more than tiles.
 
-Shape suffixes: W words of a tile or a row.
+Shape suffixes: W words of a tile, P values of a word.
 """
 
 import triton
 import triton.language as tl
 
+from headway_kernels.words import clear, packed, place_of, received, send, unpacked
+
 
 @triton.jit(do_not_specialize=["max_polls"])
 def _one_shot_kernel(
     x_ptr,
-    out_ptr,
-    own_ptr,
-    addresses_ptr,
-    words_at,
-    num_words,
-    max_polls,
-    DTYPE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    RANK: tl.constexpr,
-    WORLD: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    SLOT: tl.constexpr,
-    W: tl.constexpr,
-):
-    program = tl.program_id(0)
-    word_W = tl.arange(0, W)
-    at_W = program * W + word_W
-    real_W = at_W < num_words
-    data_W = tl.load(x_ptr + at_W, mask=real_W, other=0).to(tl.int32)
-    epoch = next_epoch(own_ptr, program)
-    place = (program * 2 + (epoch & 1)) * (WORLD * SLOT)
-    _send(addresses_ptr, words_at, place + RANK * SLOT + word_W, data_W, real_W, epoch, RANK, WORLD)
-    tl.debug_barrier()
-    words_ptr = (own_ptr + words_at).to(tl.pointer_type(tl.int64)) + place
-    low_W, high_W = _sum(words_ptr, word_W, real_W, epoch, max_polls, DTYPE, PAIRS, WORLD, TOGETHER, SLOT)
-    tl.store(out_ptr + at_W, _packed(low_W, high_W, DTYPE, PAIRS).to(out_ptr.dtype.element_ty), mask=real_W)
-    end_epoch(own_ptr, program, epoch)
-
-
-@triton.jit(do_not_specialize=["max_polls"])
-def _one_shot_norm_kernel(
-    x_ptr,
     residual_ptr,
     weight_ptr,
-    normed_ptr,
     total_ptr,
+    normed_ptr,
     own_ptr,
-    addresses_ptr,
+    addresses,
     words_at,
-    num_rows,
-    row_words,
-    row_size,
+    num_values,
+    num_tiles,
+    tile_size,
     eps,
     max_polls,
+    NORM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PAIRS: tl.constexpr,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
-    TOGETHER: tl.constexpr,
     SLOT: tl.constexpr,
     W: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
-    """row_size: values of a row, as a float."""
+    """addresses: a tuple of all ranks', at hand without a load. tile_size: values of a tile. SLOT: words that
+    a program's tiles have room for.
+    """
     program = tl.program_id(0)
     step = tl.num_programs(0)
+    P: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
+    tile_bytes = (tile_size + P - 1) // P * 8
     word_W = tl.arange(0, W)
-    real_W = word_W < row_words
-    data_W = tl.load(x_ptr + program * row_words + word_W, mask=real_W, other=0).to(tl.int32)
+    value_WP = word_W[:, None] * P + tl.arange(0, P)[None, :]
+
+    # The first tile is asked for with the epoch, not behind it.
+    real_WP = _real(program, value_WP, tile_size, num_values)
+    x_WP = tl.load(x_ptr + program * tile_size + value_WP, mask=real_WP, other=0.0)
     epoch = next_epoch(own_ptr, program)
-    place = (program * 2 + (epoch & 1)) * (WORLD * SLOT)
-    sent_W = place + RANK * SLOT + word_W
-    _send(addresses_ptr, words_at, sent_W, data_W, real_W, epoch, RANK, WORLD)
-    for row in range(program + step, num_rows, step):
-        data_W = tl.load(x_ptr + row * row_words + word_W, mask=real_W, other=0).to(tl.int32)
-        sent_W += row_words
-        _send(addresses_ptr, words_at, sent_W, data_W, real_W, epoch, RANK, WORLD)
-    tl.debug_barrier()
-    # What waits for nobody is read while the words travel.
-    per_word: tl.constexpr = 2 if PAIRS else 1
-    low_weight_W = tl.load(weight_ptr + per_word * word_W, mask=real_W, other=0.0).to(tl.float32)
-    high_weight_W = low_weight_W
-    if PAIRS:
-        high_weight_W = tl.load(weight_ptr + 2 * word_W + 1, mask=real_W, other=0.0).to(tl.float32)
-    words_ptr = (own_ptr + words_at).to(tl.pointer_type(tl.int64)) + place
-    got_W = word_W
-    for row in range(program, num_rows, step):
-        at_W = row * row_words + word_W
-        old_W = tl.zeros((W,), tl.int32)
-        if HAS_RESIDUAL:
-            old_W = tl.load(residual_ptr + at_W, mask=real_W, other=0).to(tl.int32)
-        low_W, high_W = _sum(words_ptr, got_W, real_W, epoch, max_polls, DTYPE, PAIRS, WORLD, TOGETHER, SLOT)
-        low_W, high_W = low_W.to(DTYPE).to(tl.float32), high_W.to(DTYPE).to(tl.float32)
-        if HAS_RESIDUAL:
-            old_low_W, old_high_W = _halves(old_W, DTYPE, PAIRS)
-            low_W = (low_W + old_low_W).to(DTYPE).to(tl.float32)
-            high_W = (high_W + old_high_W).to(DTYPE).to(tl.float32)
-        total_W = _packed(low_W, high_W, DTYPE, PAIRS)
-        tl.store(total_ptr + at_W, total_W.to(total_ptr.dtype.element_ty), mask=real_W)
-        squares_W = tl.where(real_W, low_W * low_W + high_W * high_W, 0.0)
-        scale = tl.rsqrt(tl.sum(squares_W, 0) / row_size + eps)
-        normed_W = _packed(low_W * scale * low_weight_W, high_W * scale * high_weight_W, DTYPE, PAIRS)
-        tl.store(normed_ptr + at_W, normed_W.to(normed_ptr.dtype.element_ty), mask=real_W)
-        got_W += row_words
+    place_W = words_at + (program * 2 + (epoch & 1)).to(tl.int64) * (8 * (WORLD - 1) * SLOT) + 8 * word_W
+    real_W = _real(program, word_W * P, tile_size, num_values)
+    _send(addresses, place_W, x_WP, real_W, RANK, WORLD, SLOT)
+    sent_W = place_W
+    for tile in range(program + step, num_tiles, step):
+        sent_W += tile_bytes
+        real_WP = _real(tile, value_WP, tile_size, num_values)
+        x_WP = tl.load(x_ptr + tile * tile_size + value_WP, mask=real_WP, other=0.0)
+        _send(addresses, sent_W, x_WP, _real(tile, word_W * P, tile_size, num_values), RANK, WORLD, SLOT)
+    tl.debug_barrier()  # all threads have read the epoch
     end_epoch(own_ptr, program, epoch)
+
+    if NORM:
+        weight_WP = tl.load(weight_ptr + value_WP, mask=value_WP < tile_size, other=0.0)
+    got_W = addresses[RANK] + place_W
+    for tile in range(program, num_tiles, step):
+        at_WP = tile * tile_size + value_WP
+        real_WP = _real(tile, value_WP, tile_size, num_values)
+        x_WP = tl.load(x_ptr + at_WP, mask=real_WP, other=0.0)
+        if HAS_RESIDUAL:
+            old_WP = tl.load(residual_ptr + at_WP, mask=real_WP, other=0.0)
+        real_W = _real(tile, word_W * P, tile_size, num_values)
+        total_WP = _sum(x_WP, got_W, real_W, max_polls, RANK, WORLD, SLOT, W // THREADS).to(x_WP.dtype)
+        if HAS_RESIDUAL:
+            total_WP = (total_WP.to(tl.float32) + old_WP.to(tl.float32)).to(x_WP.dtype)
+        tl.store(total_ptr + at_WP, total_WP, mask=real_WP)
+        if NORM:
+            total_WP = total_WP.to(tl.float32)
+            square = tl.sum(tl.sum(total_WP * total_WP, 1), 0)
+            normed_WP = total_WP * tl.rsqrt(square / tile_size + eps) * weight_WP.to(tl.float32)
+            tl.store(normed_ptr + at_WP, normed_WP.to(x_WP.dtype), mask=real_WP)
+        tl.debug_barrier()  # all threads have their words
+        clear(got_W, real_W, WORLD - 1, SLOT)
+        got_W += tile_bytes
 
 
 @triton.jit
@@ -127,97 +101,42 @@ def next_epoch(own_ptr, program):
 
 @triton.jit
 def end_epoch(own_ptr, program, epoch):
-    tl.debug_barrier()
+    """For the next call, which begins after this kernel; behind a barrier after all threads' `next_epoch`."""
     tl.store(own_ptr.to(tl.pointer_type(tl.int32)) + program, epoch)
 
 
 @triton.jit
-def give_up():
-    """End the context: a peer that has not come in all this time will not come."""
-    tl.inline_asm_elementwise("trap; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+def _real(tile, value, tile_size, num_values):
+    """Whether there is such a value of a tile, or a word that begins with it."""
+    return (value < tile_size) & (tile * tile_size + value < num_values)
 
 
 @triton.jit
-def _send(addresses_ptr, words_at, place_W, data_W, real_W, epoch, RANK: tl.constexpr, WORLD: tl.constexpr):
-    tagged_W = (epoch.to(tl.int64) << 32) | (data_W.to(tl.int64) & 0xFFFFFFFF)
-    for step in tl.static_range(1, WORLD + 1):  # itself last
-        address = tl.load(addresses_ptr + (RANK + step) % WORLD) + words_at
-        words_ptr = tl.multiple_of(address.to(tl.pointer_type(tl.int64)), 16)
-        tl.store(words_ptr + place_W, tagged_W, mask=real_W)
+def _send(addresses, place_W, x_WP, real_W, RANK: tl.constexpr, WORLD: tl.constexpr, SLOT: tl.constexpr):
+    data_W = packed(x_WP)
+    for turn in tl.static_range(1, WORLD):
+        slot_W = place_W + place_of(RANK, (RANK + turn) % WORLD) * (8 * SLOT)
+        send(addresses[(RANK + turn) % WORLD] + slot_W, data_W, real_W)
 
 
 @triton.jit
 def _sum(
-    words_ptr,
-    word_W,
+    own_WP,
+    address_W,
     real_W,
-    epoch,
     max_polls,
-    DTYPE: tl.constexpr,
-    PAIRS: tl.constexpr,
+    RANK: tl.constexpr,
     WORLD: tl.constexpr,
-    TOGETHER: tl.constexpr,
     SLOT: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
-    """The sums of the words of every sender, in float32: of the last look, which found all there.
-
-    TOGETHER: all senders' words are asked for before the first is looked at; registers must hold them.
-    """
-    low_W = tl.zeros(word_W.shape, tl.float32)
-    high_W = tl.zeros(word_W.shape, tl.float32)
-    missing = 1
-    polls = max_polls
-    while missing > 0:
-        low_W = tl.zeros(word_W.shape, tl.float32)
-        high_W = tl.zeros(word_W.shape, tl.float32)
-        missing_W = tl.zeros(word_W.shape, tl.int32)
-        if TOGETHER:
-            for sender in tl.static_range(WORLD):
-                tagged_W = tl.load(words_ptr + (sender * SLOT + word_W), mask=real_W, other=0, volatile=True)
-                missing_W |= _unlike(tagged_W, real_W, epoch)
-                sent_low_W, sent_high_W = _halves(tagged_W.to(tl.int32), DTYPE, PAIRS)
-                low_W += sent_low_W
-                high_W += sent_high_W
-        else:
-            for sender in range(WORLD):
-                tagged_W = tl.load(words_ptr + (sender * SLOT + word_W), mask=real_W, other=0, volatile=True)
-                missing_W |= _unlike(tagged_W, real_W, epoch)
-                sent_low_W, sent_high_W = _halves(tagged_W.to(tl.int32), DTYPE, PAIRS)
-                low_W += sent_low_W
-                high_W += sent_high_W
-        missing = tl.max(missing_W, 0)
-        polls -= 1
-        if polls == 0:
-            give_up()
-    return low_W, high_W
-
-
-@triton.jit
-def _unlike(tagged_W, real_W, epoch):
-    return (real_W & ((tagged_W >> 32).to(tl.int32) != epoch)).to(tl.int32)
-
-
-@triton.jit
-def _halves(data_W, DTYPE: tl.constexpr, PAIRS: tl.constexpr):
-    """The values of 4 bytes in float32; the second is zero where there is none."""
-    if tl.float32 == DTYPE:
-        low_W = data_W.to(tl.float32, bitcast=True)
-    else:
-        low_W = data_W.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
-    high_W = tl.zeros(data_W.shape, tl.float32)
-    if PAIRS:
-        high_W = (data_W >> 16).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
-    return low_W, high_W
-
-
-@triton.jit
-def _packed(low_W, high_W, DTYPE: tl.constexpr, PAIRS: tl.constexpr):
-    """Values rounded to DTYPE, in the 4 bytes that `_halves` takes apart."""
-    if tl.float32 == DTYPE:
-        data_W = low_W.to(tl.int32, bitcast=True)
-    else:
-        data_W = low_W.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32)
-    if PAIRS:
-        high_bits_W = high_W.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32)
-        data_W = (data_W & 0xFFFF) | (high_bits_W << 16)
-    return data_W
+    sum_WP = own_WP.to(tl.float32)
+    if WORLD > 1:
+        words = received(address_W, real_W, max_polls, WORLD - 1, SLOT, TOGETHER)
+        for rank in tl.static_range(WORLD):
+            if rank == RANK:
+                part_WP = own_WP.to(tl.float32)
+            else:
+                part_WP = unpacked(words[place_of(rank, RANK)], own_WP.dtype).to(tl.float32)
+            sum_WP = part_WP if rank == 0 else sum_WP + part_WP
+    return sum_WP

@@ -8,15 +8,15 @@ places that no other program touches, whatever the size of the call and of its g
   same calls in the same order, on one stream each, so the count of program p is the same on all of them. It
   is read and raised by the kernel: a replayed CUDA graph counts on by itself. It never is 0, which fresh
   memory holds.
-- *What says that data is there* carries the epoch: it need not be reset, and what an earlier call left cannot
-  be mistaken for it. In one shot every 8 bytes are 4 of data and 4 of epoch, written at once (as in NCCL's LL
-  protocol). In two shots a program releases a word at each peer once all of its data is written, and the peer
-  acquires it.
-- *Nothing is overwritten that may still be read.* Places alternate with the parity of the epoch, so epoch e
-  can only spoil e - 2. Program p sends for e once its call of e - 1 has ended, so once it had the data of
-  program p of every peer in e - 1; that peer's kernel of e - 1 had then begun, so its kernel of e - 2 had
-  ended, reads and all. Both kinds of call wait for every peer, so this holds across kinds, sizes and grids,
-  and no barrier ends a call.
+- *What says that data is there.* In one shot the data itself: no 4 bytes of it are 0 as they are sent, and
+  who has read them puts back 0, which fresh memory holds (see `words`). In two shots a program releases a
+  word with the epoch at each peer once all of its data is written, and the peer acquires it: that need not
+  be reset, and what an earlier call left cannot be mistaken for it.
+- *Nothing is overwritten that may still be read*, and nothing put back to 0 that has come anew. Places
+  alternate with the parity of the epoch, so epoch e can only spoil e - 2. Program p sends for e once its
+  call of e - 1 has ended, so once it had the data of program p of every peer in e - 1; that peer's kernel of
+  e - 1 had then begun, so its kernel of e - 2 had ended, with all that it read and wrote. Both kinds of call
+  wait for every peer, so this holds across kinds, sizes and grids, and no barrier ends a call.
 - *No program waits for one that cannot run*: a grid has at most `PROGRAMS`, fewer than a GPU has room for,
   and each sends before it waits.
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 c10d: Any = torch.distributed  # the stubs of its C++ classes lack half of what is used here
 
 PROGRAMS = 128  # of a grid, at most: an H200 has 132 multiprocessors, and each has room for two
-SHOT_PROGRAMS = 64  # of a call in one shot
-SHOT_WORDS = 4096  # 4-byte words of data that such a program may send: a row of 8192 16-bit values
+WORD_BYTES = 8  # of what travels in one shot
+SHOT_WORDS = 2048  # that a program may send to each peer: a row of 8192 16-bit values
 MAX_BYTES = 8 << 20  # of a call
 MAX_POLLS = 60_000_000
 LINE = 128  # bytes that regions begin at multiples of
@@ -59,13 +59,14 @@ class Layout:
     """Where things are in a rank's memory, in bytes from its start; the same on all ranks.
 
     epochs: int32 [PROGRAMS]; flags: int32 [PROGRAMS, 2 exchanges, world_size];
-    words: int64 [SHOT_PROGRAMS, 2 parities, world_size senders, SHOT_WORDS];
+    words: int64 [PROGRAMS, 2 parities, world_size - 1 senders, shot_words], 0 but for what is on its way;
     shares: [PROGRAMS, 2 parities, world_size senders, share_bytes], unreduced, from everyone;
     results: [PROGRAMS, 2 parities, world_size senders, share_bytes], reduced, each share from one rank.
     """
 
     world_size: int
     share_bytes: int
+    shot_words: int
     flags: int
     words: int
     shares: int
@@ -74,19 +75,24 @@ class Layout:
 
     @classmethod
     def of(cls, world_size: int, max_bytes: int) -> "Layout":
-        """For calls of up to `max_bytes`. Raises ValueError for values out of range."""
+        """For calls of up to `max_bytes`, in one shot too for two ranks, which send no less in two.
+
+        Raises ValueError for values out of range.
+        """
         if not 1 <= world_size <= 8:
             raise ValueError(f"peer memory: world_size must be 1 to 8, got {world_size}")
         if max_bytes < 1:
             raise ValueError(f"peer memory: max_bytes must be positive, got {max_bytes}")
         share_bytes = _rounded(-(-max_bytes // (PROGRAMS * world_size)))
+        shot_words = SHOT_WORDS + (-(-max_bytes // (PROGRAMS * WORD_BYTES)) if world_size == 2 else 0)
         region = PROGRAMS * 2 * world_size * share_bytes
         flags = _rounded(4 * PROGRAMS)
         words = flags + _rounded(4 * PROGRAMS * 2 * world_size)
-        shares = words + 8 * SHOT_PROGRAMS * 2 * world_size * SHOT_WORDS
+        shares = words + _rounded(WORD_BYTES * PROGRAMS * 2 * max(world_size - 1, 1) * shot_words)
         return cls(
             world_size=world_size,
             share_bytes=share_bytes,
+            shot_words=shot_words,
             flags=flags,
             words=words,
             shares=shares,
@@ -126,7 +132,8 @@ class PeerMemory:
         self.max_bytes = max_bytes
         self.max_polls = max_polls
         self.own = own
-        self.addresses = torch.tensor(list(addresses), dtype=torch.int64, device=own.device)
+        self.address_tuple = tuple(addresses)
+        self.addresses = torch.tensor(self.address_tuple, dtype=torch.int64, device=own.device)
         self._keep = keep
 
     @classmethod

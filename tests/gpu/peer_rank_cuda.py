@@ -18,7 +18,7 @@ from headway.model.process_group import host_store, join_store
 from headway_kernels import reference
 from headway_kernels.all_reduce import all_reduce, all_reduce_norm
 from headway_kernels.peer_memory import PeerMemory, PeerMemoryError
-from peer_checks import EPS, check_norms, check_sum, check_sums, digest, drawn
+from peer_checks import EPS, check_norms, check_ones, check_sum, check_sums, digest, drawn
 
 HOST = "127.0.0.1"
 ROOM = 8 << 20
@@ -158,6 +158,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     norms += check_norms(peers, torch.float16, pause, ((3, 4096), (5, 33)))
     check_sums(peers, torch.float32, pause, (1, 4097, 131072))
     norms += check_norms(peers, torch.float32, pause, ((3, 4096),))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        check_ones(peers, dtype)
     check_many_calls(peers)
     norms += check_graph(peers)
     x = drawn(0, (100,), torch.bfloat16, peers)

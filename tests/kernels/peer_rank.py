@@ -15,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from headway_kernels.peer_memory import Layout, PeerMemory
-from peer_checks import check_norms, check_sums, digest
+from peer_checks import check_norms, check_ones, check_sums, digest
 
 ROOM = 256 << 10
 
@@ -42,6 +42,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     norms = check_norms(peers, torch.float16, pause)
     check_sums(peers, torch.float32, pause, sizes=(3, 1025))
     norms += check_norms(peers, torch.float32, pause, shapes=((3, 40),))
+    check_ones(peers, torch.float16)
+    norms += check_norms(peers, torch.float16, pause, shapes=((130, 8),), ways=("one shot",))  # two a program
     # Epochs go round after 2^32 calls; 0 is left out. Nobody may read or send while they jump.
     (folder / f"{rank} is idle").touch()
     while not all((folder / f"{one} is idle").exists() for one in range(world_size)):

@@ -35,6 +35,15 @@ def check_sum(x: Tensor, parts: Sequence[Tensor], found: Tensor) -> None:
     assert_as_exact(found, sum(parts[1:], parts[0]), exact)
 
 
+def check_ones(peers: PeerMemory, dtype: torch.dtype) -> None:
+    """Bits that could stand for what has not come are NaNs: they come, and stay NaNs."""
+    kind = torch.int32 if dtype == torch.float32 else torch.int16
+    x = torch.full((1030,), -1, dtype=kind, device=peers.own.device).view(dtype)
+    x[::3] = 0
+    found = all_reduce(x, peers, way="one shot")
+    assert torch.equal(found.isnan(), x.isnan())
+
+
 def check_sums(
     peers: PeerMemory,
     dtype: torch.dtype,
