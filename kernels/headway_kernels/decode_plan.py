@@ -19,7 +19,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels.launch import FUSED, capability, check_ints, num_multiprocessors
+from headway_kernels.launch import (
+    DTYPES,
+    FUSED,
+    MOST_HEAD_DIM,
+    MOST_INT32,
+    MOST_QUERIES,
+    capability,
+    check_ints,
+    check_window,
+    num_multiprocessors,
+    within_int32,
+)
 from headway_kernels.tiles import Tiles, padded, tiles
 
 PLANNED = 8  # programs of the grid that one program of the planner looks after
@@ -32,6 +43,7 @@ class DecodePlan:
     """
 
     tile: Tiles
+    dtype: torch.dtype
     window: int | None
     num_kv_heads: int
     group: int
@@ -52,6 +64,8 @@ class DecodePlan:
         num_queries: int,
         head_dim: int,
         window: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """Raise ValueError unless the plan is for such a step."""
         for name, found, expected in (
@@ -61,6 +75,8 @@ class DecodePlan:
             ("window", self.window, window),
             ("num_kv_heads", self.num_kv_heads, num_kv_heads),
             ("group", self.group, group),
+            ("dtype", self.dtype, dtype),
+            ("device", self.parts.device, device),
         ):
             if found != expected:
                 raise ValueError(f"paged_decode: plan must be for {name} = {expected}, got one for {found}")
@@ -82,15 +98,25 @@ def plan_decode(
 
     context_lens_B: int32, the newest token included; group: the most query heads that share a KV head.
     num_queries: the newest tokens of each sequence that are queries.
-    Raises ValueError for lengths that are not dense int32.
+    Raises ValueError for lengths that are not dense int32, and for numbers that no step has.
     """
     device = context_lens_B.device
+    for name, number, most in (
+        ("num_kv_heads", num_kv_heads, MOST_INT32),
+        ("group", group, MOST_INT32),
+        ("head_dim", head_dim, MOST_HEAD_DIM),
+        ("num_queries", num_queries, MOST_QUERIES),
+    ):
+        if not 1 <= number <= most:
+            raise ValueError(f"plan_decode: {name} must be from 1 to {most}, got {number}")
+    if dtype not in DTYPES:
+        raise ValueError(f"plan_decode: dtype must be a 16- or 32-bit float, got {dtype}")
+    check_window("plan_decode", window)
     check_ints("plan_decode", "context_lens", context_lens_B, len(context_lens_B), device)
     tile = tile or tiles(
         "paged_decode",
         head_dim=head_dim,
         group=group * num_queries,
-        page_size=1,
         dtype=dtype,
         capability=capability(device),
     )
@@ -100,6 +126,7 @@ def plan_decode(
     made = torch.empty(num_programs + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(
         tile=tile,
+        dtype=dtype,
         window=window,
         num_kv_heads=num_kv_heads,
         group=group,
@@ -118,7 +145,7 @@ def plan_decode(
         num_seqs,
         num_kv_heads * blocks,
         num_programs,
-        0 if window is None else window + num_queries - 1,  # what any query sees
+        (within_int32(window) or 1) + num_queries - 1,  # what any query sees, where there is a window
         SEQS=padded(num_seqs + 1),
         POSITIONS=tile.positions,
         HAS_WINDOW=window is not None,

@@ -3,8 +3,7 @@
     out[t, q] = softmax_l(f(scale * q[t, q] . k[l, g(q)])) @ v[l, g(q)],  l in the sequence of t
 
 For encoders, and for prompts whose keys are not kept. Nothing is copied: dense rows are a pool whose pages of
-one row follow one another, and the kernel finds a tile at first row + position (`pool_tiles`, DENSE). The
-copy engine sees [kv_heads, rows, D], so that a tile may begin at any row.
+one row follow one another, and a kernel finds a tile at first row + position.
 
 Layout: q, out [T, Q, D]; k, v [T', G, D] with any strides of tokens and heads, so that all three may be parts
 of one projection. Grid and source as in `flash_prefill`.
@@ -16,13 +15,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headway_kernels import debug
 from headway_kernels.flash_prefill import launch_prefill
-from headway_kernels.launch import capability, check_dense, check_starts, heads_of
-from headway_kernels.pool_tiles import fits_boxes
-from headway_kernels.tiles import BOXES, Tiles, padded, tiles
+from headway_kernels.launch import check_dense, check_starts
+from headway_kernels.prefill_call import PrefillCall
+from headway_kernels.tiles import Tiles
 
 
 def flash_prefill_dense(
@@ -51,7 +49,7 @@ def flash_prefill_dense(
     Raises ValueError for tensors that do not fit each other.
     """
     op = "flash_prefill_dense"
-    num_tokens, _, head_dim = check_dense(
+    num_tokens, _, _ = check_dense(
         op,
         q_TQD,
         k_TGD,
@@ -61,6 +59,7 @@ def flash_prefill_dense(
         slopes=alibi_slopes_Q,
         scale=scale,
         window=window,
+        softcap=softcap,
         out=out_TQD,
         lse=lse_TQ,
     )
@@ -72,20 +71,10 @@ def flash_prefill_dense(
     out_TQD = torch.empty_like(q_TQD) if out_TQD is None else out_TQD
     if not num_tokens:
         return out_TQD
-    tile = tile or tiles(
-        "flash_prefill",
-        head_dim=head_dim,
-        group=heads_of(group_bounds),
-        page_size=BOXES.positions,  # as good as: every tile lies whole
-        dtype=q_TQD.dtype,
-        capability=capability(q_TQD.device),
-    )
-    boxes = tile.boxes and fits_boxes(k_TGD) and fits_boxes(v_TGD)
-    launch_prefill(
-        q_TQD,
-        k_TGD[:, :, None],
-        v_TGD[:, :, None],
-        boxes=(_box(k_TGD, tile), _box(v_TGD, tile)) if boxes else None,
+    call = PrefillCall(
+        q=q_TQD,
+        k=k_TGD[:, :, None],
+        v=v_TGD[:, :, None],
         table=key_starts,
         query_starts=query_starts,
         context_lens=None,
@@ -94,16 +83,10 @@ def flash_prefill_dense(
         causal=causal,
         window=window,
         softcap=softcap,
-        sinks_Q=sinks_Q,
-        alibi_slopes_Q=alibi_slopes_Q,
-        out_TQD=out_TQD,
-        lse_TQ=lse_TQ,
-        tile=tile,
+        sinks=sinks_Q,
+        slopes=alibi_slopes_Q,
+        out=out_TQD,
+        lse=lse_TQ,
     )
+    launch_prefill(call, tile)
     return out_TQD
-
-
-def _box(rows_TGD: Tensor, tile: Tiles) -> TensorDescriptor:
-    """Rows as [kv_heads, rows, D], of which the copy engine takes a tile of one head at once."""
-    block = [1, tile.positions, padded(rows_TGD.shape[2])]
-    return TensorDescriptor.from_tensor(rows_TGD.transpose(0, 1), block)

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_HEAD_DIM = 256
+MOST_INT32 = 2**31 - 1
 MOST_QUERIES = 8  # tokens of a sequence that decode in one step
 FUSED = {"enable_fp_fusion": True}  # a product and a sum in one rounding; Triton's default changes in 3.10
 
@@ -59,25 +62,34 @@ def check_queries(
     slopes: Tensor | None,
     scale: float,
     window: int | None,
+    softcap: float | None,
     out: Tensor | None,
     lse: Tensor | None,
 ) -> torch.Size:
     """What concerns the queries, their heads and their results. Returns the shape of q."""
     if q.ndim != 3 or q.dtype not in DTYPES or q.stride(2) != 1:
         raise mismatch(op, "q", "[tokens, heads, head_dim] in a 16- or 32-bit float, head_dim dense", q)
-    if group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
+    if not 1 <= q.shape[2] <= MOST_HEAD_DIM:
+        raise ValueError(f"{op}: head_dim must be from 1 to {MOST_HEAD_DIM}, got {q.shape[2]}")
+    if max(q.stride(1), 0 if out is None else out.stride(1)) * q.shape[1] > MOST_INT32:
+        raise mismatch(op, "q", "heads within 2^31 values of each other, and so out", q)
+    if q.is_cuda and q.device.index != torch.cuda.current_device():
+        raise mismatch(op, "q", f"on the current device, cuda:{torch.cuda.current_device()}", q)
+    if len(group_bounds) < 2 or group_bounds[0] != 0 or group_bounds[-1] != q.shape[1]:
         raise ValueError(f"{op}: group_bounds must go from 0 to {q.shape[1]} heads, got {list(group_bounds)}")
     if any(low >= high for low, high in pairwise(group_bounds)):
         raise ValueError(f"{op}: group_bounds must rise strictly, got {list(group_bounds)}")
     for name, values in (("sinks_Q", sinks), ("alibi_slopes_Q", slopes)):
         if values is None:
             continue
-        if values.shape != q.shape[1:2] or values.device != q.device or not values.is_contiguous():
-            raise mismatch(op, name, f"[{q.shape[1]}] on {q.device}, dense", values)
-    if not scale > 0:
-        raise ValueError(f"{op}: scale must be positive, got {scale}")
-    if window is not None and window < 1:
-        raise ValueError(f"{op}: window must be at least 1, got {window}")
+        fits = values.shape == q.shape[1:2] and values.device == q.device and values.dtype in DTYPES
+        if not fits or not values.is_contiguous():
+            raise mismatch(op, name, f"[{q.shape[1]}] floats on {q.device}, dense", values)
+    if not 0 < scale < inf:
+        raise ValueError(f"{op}: scale must be positive and finite, got {scale}")
+    if softcap is not None and not 0 < softcap < inf:
+        raise ValueError(f"{op}: softcap must be positive and finite, got {softcap}")
+    check_window(op, window)
     for name, result, shape, dtype in (
         ("out", out, q.shape, q.dtype),
         ("lse", lse, q.shape[:2], torch.float32),
@@ -88,6 +100,17 @@ def check_queries(
             expected = f"{dtype} {list(shape)} on {q.device}, its last dimension dense"
             raise mismatch(op, name, expected, result)
     return q.shape
+
+
+def check_window(op: str, window: int | None) -> None:
+    """Raise ValueError for a window that is none."""
+    if window is not None and not (isinstance(window, int) and window >= 1):
+        raise ValueError(f"{op}: window must be an integer of at least 1, got {window}")
+
+
+def within_int32(window: int | None) -> int | None:
+    """A window to which kernels may add a position: wider than any context is as wide as need be."""
+    return None if window is None else min(window, MOST_INT32 // 2)
 
 
 def check_starts(op: str, name: str, starts: Tensor, lengths: Sequence[object], q: Tensor) -> None:

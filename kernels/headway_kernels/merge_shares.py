@@ -5,9 +5,9 @@ equal, and a program keeps its first sequence's result in its slot 0 and its las
 one share is written already. Sequences without a context get their zeros here: no program had a tile of them.
 
 Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid:
-(B * num_queries, KV heads, heads of the largest group), so that no program searches for its KV head.
+(B * num_queries, KV heads, heads of the largest group / HEADS), so that no program searches for its KV head.
 
-Shape suffixes: as in `reference`; K parts of a context, W programs.
+Shape suffixes: as in `reference`; K parts of a context, W programs, H heads that a program takes.
 """
 
 import triton
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from headway_kernels.decode_plan import DecodePlan, share
 from headway_kernels.launch import FUSED
-from headway_kernels.merge import merge_step
-from headway_kernels.online_softmax import LN_2, LOWEST
-from headway_kernels.tiles import padded
+from headway_kernels.online_softmax import LN_2, LOWEST, last_step
+from headway_kernels.tiles import merge_heads, padded
+
+MERGED = 32  # parts that a program reads at a time, of all its heads
 
 
 def merge_shares(
@@ -29,7 +30,8 @@ def merge_shares(
     bounds: of the groups, on the device. The parts are counted with the sink, which is for empty contexts.
     """
     num_rows, _, head_dim = out_BQD.shape
-    _merge_shares_kernel[(num_rows, plan.num_kv_heads, plan.group)](
+    heads = merge_heads(num_rows * plan.num_kv_heads, plan.group)
+    _merge_shares_kernel[(num_rows, plan.num_kv_heads, -(-plan.group // heads))](
         plan.parts,
         plan.lse,
         out_BQD,
@@ -47,10 +49,11 @@ def merge_shares(
         ROWS=plan.tile.rows,
         BLOCKS=plan.blocks,
         QUERIES=plan.num_queries,
-        PARTS=16,
+        HEADS=heads,
+        PARTS=MERGED // heads,
         HAS_SINKS=sinks_Q is not None,
         HAS_LSE=lse_BQ is not None,
-        num_warps=2,
+        num_warps=4,
         **FUSED,
     )
 
@@ -75,49 +78,59 @@ def _merge_shares_kernel(
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
     QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
     PARTS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):
-    """One token and query head; nothing to do where the sequence lies in one share."""
-    token, kv_head, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    head = tl.load(bounds_ptr + kv_head) + place
-    if head >= tl.load(bounds_ptr + kv_head + 1):  # a group smaller than the largest
-        return
+    """One token and `HEADS` query heads; nothing to do where their rows lie in one share."""
+    token, kv_head = tl.program_id(0), tl.program_id(1)
+    place_H = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
+    head_H = tl.load(bounds_ptr + kv_head) + place_H
+    real_H = head_H < tl.load(bounds_ptr + kv_head + 1)  # a group may be smaller than the largest
     row = token // QUERIES
     d_D = tl.arange(0, WIDE)
     total = tl.load(tile_starts_ptr + num_seqs)
     start = tl.load(tile_starts_ptr + row)
     num_tiles = tl.load(tile_starts_ptr + row + 1) - start
-    out_ptr += token.to(tl.int64) * out_row + head * out_head
+    out_ptr_HD = out_ptr + token.to(tl.int64) * out_row + (head_H * out_head)[:, None] + d_D
+    real_HD = real_H[:, None] & (d_D < D)
     if num_tiles == 0:
-        tl.store(out_ptr + d_D, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
+        tl.store(out_ptr_HD, tl.zeros((HEADS, WIDE), out_ptr.dtype.element_ty), mask=real_HD)
         if HAS_LSE:
-            nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
-            tl.store(lse_ptr + token * lse_row + head, nothing)
+            nothing_H = tl.full((HEADS,), float("-inf"), tl.float32)
+            if HAS_SINKS:
+                nothing_H = tl.load(sinks_ptr + head_H, mask=real_H).to(tl.float32)
+            tl.store(lse_ptr + token * lse_row + head_H, nothing_H, mask=real_H)
         return
-    within = place * QUERIES + token % QUERIES
-    start += (kv_head * BLOCKS + within // ROWS) * total
+    within_H = place_H * QUERIES + token % QUERIES
+    start_H = start + (kv_head * BLOCKS + within_H // ROWS) * total
     per = share(total * num_blocks, num_programs)
-    first = start // per
-    last = (start + num_tiles - 1) // per
-    if first == last:
+    first_H = start_H // per
+    last_H = (start_H + num_tiles - 1) // per
+    num_parts = tl.max(tl.where(real_H, last_H - first_H, 0), 0) + 1
+    if num_parts == 1:
         return
-    max_, sum_ = tl.full((), LOWEST, tl.float32), tl.full((), 0.0, tl.float32)
-    acc_D = tl.zeros((WIDE,), tl.float32)
-    for begin in range(first, last + 1, PARTS):
-        worker_K = begin + tl.arange(0, PARTS)
+    max_H, sum_H = tl.full((HEADS,), LOWEST, tl.float32), tl.full((HEADS,), 0.0, tl.float32)
+    acc_HD = tl.zeros((HEADS, WIDE), tl.float32)
+    for begin in range(0, num_parts, PARTS):
+        worker_KH = first_H + begin + tl.arange(0, PARTS)[:, None]
+        there_KH = (worker_KH <= last_H) & real_H
         # A share that begins before the sequence has it as its last piece, else as its first.
-        slot_K = 2 * worker_K + (worker_K * per < start).to(tl.int32)
-        row_K = slot_K * ROWS + within % ROWS
-        lse_K = tl.load(parts_lse_ptr + row_K, mask=worker_K <= last, other=float("-inf"))
-        acc_D, sum_, max_ = merge_step(
-            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K, d_D < D
+        slot_KH = 2 * worker_KH + (worker_KH * per < start_H).to(tl.int32)
+        row_KH = slot_KH * ROWS + within_H % ROWS
+        lse_KH = tl.load(parts_lse_ptr + row_KH, mask=there_KH, other=float("-inf"))
+        part_KHD = tl.load(
+            parts_ptr + row_KH[:, :, None] * D + d_D, mask=there_KH[:, :, None] & (d_D < D), other=0.0
         )
-    seen = sum_ > 0.0
-    if QUERIES > 1:  # one before its sequence's start has seen nothing
-        sum_ = tl.where(seen, sum_, 1.0)
-    tl.store(out_ptr + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
+        new_max_H = tl.maximum(max_H, tl.max(lse_KH, 0))
+        weight_KH = tl.exp2(lse_KH - new_max_H)
+        keep_H = tl.exp2(max_H - new_max_H)
+        acc_HD = acc_HD * keep_H[:, None] + tl.sum(part_KHD * weight_KH[:, :, None], 0)
+        sum_H = sum_H * keep_H + tl.sum(weight_KH, 0)
+        max_H = new_max_H
+    out_HD, lse_H = last_step(acc_HD, sum_H, max_H)
+    several_H = real_H & (first_H < last_H)
+    tl.store(out_ptr_HD, out_HD.to(out_ptr.dtype.element_ty), mask=several_H[:, None] & (d_D < D))
     if HAS_LSE:
-        lse = (max_ + tl.log2(sum_)) * LN_2
-        tl.store(lse_ptr + token * lse_row + head, tl.where(seen, lse, float("-inf")) if QUERIES > 1 else lse)
+        tl.store(lse_ptr + token * lse_row + head_H, lse_H * LN_2, mask=several_H)

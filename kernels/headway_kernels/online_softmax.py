@@ -33,7 +33,7 @@ def shape_scores(
     distance_MN,
     scale,
     softcap,
-    slope_M,
+    slope_M1,
     HAS_SOFTCAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
     EXACT: tl.constexpr,
@@ -43,7 +43,7 @@ def shape_scores(
     if HAS_SOFTCAP:
         score_MN = softcap * tanh(score_MN / softcap, EXACT)
     if HAS_ALIBI:
-        score_MN -= slope_M[:, None] * distance_MN
+        score_MN -= slope_M1 * distance_MN
     return score_MN * LOG2_E
 
 

@@ -7,8 +7,7 @@ one tile (row = head * num_queries + token): 16 at least, what a matrix product 
 equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
 the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
 [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
-numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then (B * num_queries, KV heads, heads
-of the largest group) for the merge.
+numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then that of the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
@@ -32,6 +31,7 @@ from headway_kernels.launch import (
     check_num_queries,
     heads_of,
     precision,
+    within_int32,
 )
 from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
@@ -43,6 +43,7 @@ from headway_kernels.online_softmax import (
     shape_scores,
     softmax_step,
 )
+from headway_kernels.pool_tiles import pages_between, slots_of
 from headway_kernels.tiles import padded
 
 
@@ -68,6 +69,7 @@ def paged_decode(
 ) -> Tensor:
     """As `reference.paged_decode` -> out_BQD, in the given tensor if there is one.
 
+    max_context_len: of `context_lens_B`; what the reference gathers at once, here a bound to check by.
     plan: of this step, for this window and as many queries; made here if it is not given. A query that sees
         nothing, before its sequence's start, gives zeros.
     lse_BQ: float32; filled with the natural logarithm of each row's sum of exponentials, sink included.
@@ -86,6 +88,7 @@ def paged_decode(
         slopes=alibi_slopes_Q,
         scale=scale,
         window=window,
+        softcap=softcap,
         out=out_BQD,
         lse=lse_BQ,
     )
@@ -109,6 +112,8 @@ def paged_decode(
         num_queries=num_queries,
         head_dim=head_dim,
         window=window,
+        dtype=q_BQD.dtype,
+        device=q_BQD.device,
     )
     if check_values:
         lengths, queries = context_lens_B.tolist(), [num_queries] * num_seqs
@@ -147,7 +152,7 @@ def paged_decode(
         num_seqs,
         num_blocks,
         scale * LOG2_E.value if plain else scale,
-        window or 0,
+        within_int32(window) or 0,
         softcap or 0.0,
         *q_BQD.stride()[:2],
         *out_BQD.stride()[:2],
@@ -170,6 +175,7 @@ def paged_decode(
         PRECISION=precision(q_BQD.dtype),
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
+        maxnreg=plan.tile.registers,
         **FUSED,
     )
     merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
@@ -271,7 +277,7 @@ def _decode_kernel(
             mask=real_M[:, None] & (d_D < D),
             other=0.0,
         )
-        slope_M = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0) if HAS_ALIBI else None
+        slope_M1 = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0)[:, None] if HAS_ALIBI else None
         max_M, sum_M = first_step(sinks_ptr + head_M if HAS_SINKS else None, real_M, HAS_SINKS)
         if HAS_SINKS:  # the sink counts once
             max_M = tl.where(first == 0, max_M, LOWEST)
@@ -283,15 +289,12 @@ def _decode_kernel(
         values = v_ptr + kv_head.to(tl.int64) * v_head
         begin = (oldest // POSITIONS + first) * POSITIONS
         stop = tl.minimum((oldest // POSITIONS + last) * POSITIONS, context_len)
-        position_N = begin + n_N
-        page_N = tl.load(
-            pages + position_N // PAGE, mask=(position_N >= oldest) & (position_N < stop), other=0
-        )
+        page_N = pages_between(pages, begin, oldest, stop, PAGE, POSITIONS)
         for position in range(begin, stop, POSITIONS):
             position_N = position + n_N
             there_N = (position_N >= oldest) & (position_N < stop)
             there_ND = there_N[:, None] & (d_D < D)
-            slot_N = position_N % PAGE
+            slot_N = slots_of(position, PAGE, POSITIONS)
             long_page_N = page_N.to(tl.int64)
             k_ND = tl.load(
                 keys + (long_page_N * k_page + slot_N * k_slot)[:, None] + d_D, mask=there_ND, other=0.0
@@ -299,8 +302,7 @@ def _decode_kernel(
             v_ND = tl.load(
                 values + (long_page_N * v_page + slot_N * v_slot)[:, None] + d_D, mask=there_ND, other=0.0
             )
-            next_N = position_N + POSITIONS
-            page_N = tl.load(pages + next_N // PAGE, mask=next_N < stop, other=0)
+            page_N = pages_between(pages, position + POSITIONS, oldest, stop, PAGE, POSITIONS)
             score_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
             seen_MN = there_N[None]
             distance_MN = (context_len - 1 - position_N)[None]
@@ -311,25 +313,22 @@ def _decode_kernel(
                     seen_MN &= distance_MN < window
             if SHAPED:
                 score_MN = shape_scores(
-                    score_MN, distance_MN, scale, softcap, slope_M, HAS_SOFTCAP, HAS_ALIBI, EXACT
+                    score_MN, distance_MN, scale, softcap, slope_M1, HAS_SOFTCAP, HAS_ALIBI, EXACT
                 )
             score_MN = tl.where(seen_MN, score_MN, float("-inf"))
             acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
 
         out_MD, lse_M = last_step(acc_MD, sum_M, max_M)
-        real_MD = real_M[:, None] & (d_D < D)
+        real_MD = real_M[:, None] & (d_D < D)[None]
         if last - first == num_tiles:
-            tl.store(
-                out_ptr + token * out_row + (query_M * out_row + head_M * out_head)[:, None] + d_D,
-                out_MD.to(out_ptr.dtype.element_ty),
-                mask=real_MD,
-            )
+            ptr_MD = out_ptr + token * out_row + (query_M * out_row + head_M * out_head)[:, None] + d_D[None]
+            tl.store(ptr_MD, out_MD.to(out_ptr.dtype.element_ty), mask=real_MD)
             if HAS_LSE:
-                lse_ptr_M = lse_ptr + token * lse_row + query_M * lse_row + head_M
-                tl.store(lse_ptr_M, lse_M * LN_2, mask=real_M)
+                tl.store(lse_ptr + token * lse_row + query_M * lse_row + head_M, lse_M * LN_2, mask=real_M)
         else:
-            tl.store(parts_ptr + (slot * ROWS + m_M)[:, None] * D + d_D, out_MD, mask=real_MD)
-            tl.store(parts_lse_ptr + slot * ROWS + m_M, lse_M, mask=real_M)
+            part_M = slot * ROWS + m_M
+            tl.store(parts_ptr + part_M[:, None] * D + d_D[None], out_MD, mask=real_MD)
+            tl.store(parts_lse_ptr + part_M, lse_M, mask=real_M)
         slot = 2 * worker + 1
         done += last - first
         row += 1

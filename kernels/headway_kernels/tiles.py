@@ -1,9 +1,8 @@
 """Tile sizes and launch parameters: one pure function of operation, shape, dtype and compute capability.
 
-The numbers come from sweeps on the devices named beside them; nothing is tuned at run time.
+Where a device is named, numbers come from sweeps there; else they are reasoned. Nothing is tuned at run time.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,20 +10,30 @@ import torch
 
 Op = Literal["flash_prefill", "paged_decode"]
 HOPPER = (9, 0)
+SHARED_LARGE = (9, 10)  # major capabilities of devices with 227 KiB of shared memory a multiprocessor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiles:
-    """rows, positions: of a tile of scores; boxes: whether the copy engine fetches a tile of K or V whole;
-    programs: of a persistent grid, a multiprocessor.
+    """rows, positions: of a tile of scores; groups: of warps that only multiply (`hopper_prefill`), 0 where
+    all warps do everything; programs: of a persistent grid, a multiprocessor; registers: the most that a
+    thread takes, where the compiler would take more than so many programs leave it.
     """
 
     rows: int
     positions: int
     num_warps: int
     num_stages: int
-    boxes: bool = False
+    groups: int = 0
     programs: int = 1
+    registers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups and self.rows != 64 * self.groups:
+            raise ValueError(f"Tiles: {self.groups} groups have {64 * self.groups} rows, got {self.rows}")
+        for name, number in (("rows", self.rows), ("positions", self.positions)):
+            if (name == "positions" or not self.groups) and (number < 16 or number & (number - 1)):
+                raise ValueError(f"Tiles: {name} must be a power of two from 16 on, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,37 +45,19 @@ class RowTile:
     num_warps: int
 
 
-# H200, 2026-11-23, TFLOP/s at 8192 tokens: 511 (D 128, 32/8), 419 (D 64, 32/8), 426 (D 64, 71/1); 128 rows or
-# positions and other depths gave less. Two or three programs a multiprocessor hide each other's softmax.
-BOXES = Tiles(rows=64, positions=64, num_warps=4, num_stages=3, boxes=True)
-LONG = 1024
-
-
-def tiles(
-    op: Op, *, head_dim: int, group: int, page_size: int, dtype: torch.dtype, capability: tuple[int, int]
-) -> Tiles:
+def tiles(op: Op, *, head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     """head_dim: values of a head; group: the most query heads that share a KV head."""
     wide = padded(head_dim)
     if op == "paged_decode":
         return _decode(wide, group, dtype, capability)
-    if _takes_boxes(head_dim, dtype, capability) and page_size % BOXES.positions == 0:
-        return BOXES
     return _prefill(wide, dtype, capability)
 
 
-def worth_repaging(
-    lengths: Sequence[tuple[int, int]],
-    *,
-    page_size: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    capability: tuple[int, int],
-) -> bool:
-    """Whether `repage` pays: for whole prompts, one of them long, in pages smaller than a tile."""
-    if not _takes_boxes(head_dim, dtype, capability) or page_size % BOXES.positions == 0:
-        return False
-    whole = all(count == context for count, context in lengths)
-    return whole and max(count for count, _ in lengths) >= LONG
+def tiles_by_roles(head_dim: int) -> Tiles:
+    """Of `hopper_prefill`: groups of 64 rows, as many as have registers for their part of the result."""
+    if head_dim <= 64:
+        return Tiles(rows=192, positions=128, num_warps=4, num_stages=3, groups=3)
+    return Tiles(rows=128, positions=128 if head_dim <= 128 else 64, num_warps=4, num_stages=2, groups=2)
 
 
 def norm_tile(size: int) -> RowTile:
@@ -100,6 +91,13 @@ def vocab_chunk(num_rows: int, vocab_size: int) -> int:
     return 2048 if num_rows * vocab_size > 1 << 21 else 1024
 
 
+def merge_heads(num_rows: int, group: int) -> int:
+    """Query heads of a KV head that a program of `merge_shares` takes: several where there are rows enough to
+    keep all multiprocessors busy even so, since most programs find nothing to merge, or few parts.
+    """
+    return 1 if num_rows * group < 1024 else min(padded(group, 1), 8)
+
+
 def padded(size: int, least: int = 16) -> int:
     """The power of two that a tile of `size` takes up; a matrix product takes no less than `least`."""
     return max(least, 1 << (size - 1).bit_length())
@@ -108,7 +106,7 @@ def padded(size: int, least: int = 16) -> int:
 def _prefill(wide: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     if dtype == torch.float32:
         return Tiles(rows=32, positions=32, num_warps=4, num_stages=1 if wide > 128 else 2)
-    if capability < HOPPER:
+    if capability[0] not in SHARED_LARGE:
         return Tiles(rows=64, positions=32 if wide > 128 else 64, num_warps=4, num_stages=2)
     if wide > 128:
         return Tiles(rows=128, positions=64, num_warps=8, num_stages=2)
@@ -117,17 +115,18 @@ def _prefill(wide: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile
     return Tiles(rows=128, positions=64, num_warps=4, num_stages=4)
 
 
-def _takes_boxes(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> bool:
-    """Hopper's copy engine, for rows of 16-byte multiples; from 129 values on pointers were faster."""
-    return capability >= HOPPER and dtype != torch.float32 and head_dim <= 128 and head_dim % 8 == 0
-
-
 def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     rows = min(padded(group), 64 if wide > 128 else 128)
     if dtype == torch.float32:
         return Tiles(rows=min(rows, 32), positions=32, num_warps=4, num_stages=2, programs=2)
-    if capability < HOPPER or wide > 128:
+    if capability[0] not in SHARED_LARGE or wide > 128:
         return Tiles(rows=min(rows, 64), positions=32, num_warps=4, num_stages=2, programs=2)
+    if rows > 64 and wide <= 64 and capability[0] == HOPPER[0]:
+        # 71 heads of one, D 64, on an H200, 2026-11-25: 17.0, 16.8, 40.0 and 37.8 us for 1 x 32768, 8 x 8192,
+        # 64 x 4096 and 256 x 1024; with one program 13.6, 16.6, 44.7 and 45.3. At D 128 tiles take 128 KiB of
+        # shared memory, so that one program fits, and 128 registers would spill 136 bytes a thread or more.
+        return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=2, registers=128)
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)
-    return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=3)
+    # With more registers a third of the programs waits for the others: 342 us in place of 259 (64 x 4096).
+    return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=3, registers=168)

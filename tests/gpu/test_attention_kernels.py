@@ -83,8 +83,25 @@ def test_every_page_size(head_dim: int, page_size: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
-def test_long_prompts_in_larger_pages(head_dim: int, variant: str) -> None:
+def test_long_prompts(head_dim: int, variant: str) -> None:
     prefill([(70, 70), (1500, 1500), (0, 0), (1, 1)], HEADS["ragged"], variant, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("page_size", [8, 24])
+def test_pages_that_no_box_fits_are_read_by_pointer(page_size: int) -> None:
+    prefill(CHUNKS, HEADS["ragged"], "window", head_dim=128, page_size=page_size)
+
+
+def test_rows_off_multiples_of_16_bytes_are_read_by_pointer() -> None:
+    prefill(CHUNKS, HEADS["ragged"], head_dim=20)
+    dense(PAIRS, HEADS["ragged"], head_dim=20)
+
+
+def test_many_short_sequences() -> None:
+    """More tiles of rows than programs, most of them of a few positions, some with none at all."""
+    lengths = [(index % 7, index % 7 + 37 * (index % 5)) for index in range(300)]
+    prefill(lengths, HEADS["GQA"], head_dim=128)
+    prefill(lengths, HEADS["GQA"], "window", head_dim=64)
 
 
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
@@ -114,6 +131,20 @@ def test_float32_stays_float32() -> None:
         q.double(), k.double(), v.double(), is_causal=True
     )
     assert float((found.transpose(0, 1) - exact[0]).norm() / exact.norm()) < 1e-6
+
+
+def test_merging_parts_gives_what_the_reference_gives() -> None:
+    from headway_kernels import gpu, reference
+
+    torch.manual_seed(0)
+    parts, lse = torch.randn(19, 3, 71, 80, device="cuda"), torch.randn(19, 3, 71, device="cuda") * 20
+    lse[:, 0, 0] = lse[3] = -torch.inf
+    parts[lse == -torch.inf] = torch.nan
+    out = torch.full(parts.shape[1:], torch.nan, device="cuda")
+    _, whole = gpu.merge(parts, lse, out_TQD=out)
+    exact, exact_lse = reference.merge(parts.double(), lse.double())
+    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole.double(), exact_lse, atol=1e-5, rtol=1e-5)
 
 
 def test_a_captured_step_follows_the_lengths_without_waiting() -> None:

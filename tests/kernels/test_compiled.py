@@ -15,13 +15,16 @@ from kernel_names import kernel_names
 from launches import all_launches
 
 SUPPORT = Path(__file__).parents[1] / "support"
-MOST_SHARED = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10}  # bytes a block, by compute capability
-MOST_STACK = 192  # bytes a thread; float32 is for exactness, and its products take registers without end
+# Bytes a block, by compute capability.
+MOST_SHARED = {"80": 163 << 10, "89": 99 << 10, "90": 227 << 10, "100": 227 << 10, "120": 99 << 10}
+MOST_STACK = (
+    320  # bytes a thread, which Triton 3.9 needs where 3.6 needs 16; float32 takes registers without end
+)
 
 
 @pytest.fixture(
     scope="module",
-    params=["90", pytest.param("80", marks=pytest.mark.full), pytest.param("100", marks=pytest.mark.full)],
+    params=["90", *(pytest.param(other, marks=pytest.mark.full) for other in ("80", "89", "100", "120"))],
 )
 def capability(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -51,6 +54,7 @@ def test_it_compiles_within_what_a_gpu_has(compiled: dict[str, Any], capability:
         assert kernel["shared"] <= MOST_SHARED[capability], kernel
 
 
-def test_every_kernel_is_launched(compiled: dict[str, Any]) -> None:
+def test_every_kernel_is_launched(compiled: dict[str, Any], capability: str) -> None:
     launched = {kernel["kernel"] for told in compiled.values() for kernel in told["kernels"]}
-    assert launched == set(kernel_names())
+    absent = set() if capability == "90" else {"_hopper_prefill_kernel"}
+    assert launched == set(kernel_names()) - absent

@@ -1,12 +1,9 @@
 """Flash prefill in Triton's interpreter: float32 and float16, against float64."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -16,7 +13,6 @@ from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.tiles import Tiles
 
 SMALL = Tiles(rows=32, positions=32, num_warps=4, num_stages=2)
-BOXES = Tiles(rows=32, positions=16, num_warps=4, num_stages=2, boxes=True)
 CHUNKS = [(7, 7), (1, 40), (0, 33), (20, 70), (1, 1)]
 
 
@@ -46,52 +42,6 @@ def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     check_prefill(flash_prefill, [(3, 3), (9, 150)], (0, 2), head_dim=head_dim, dtype=torch.float16)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("variant", ["plain", "all of them"])
-def test_tiles_fetched_as_boxes(variant: str, causal: bool) -> None:
-    torch.manual_seed(0)
-    check_prefill(
-        flash_prefill,
-        CHUNKS,
-        HEADS["ragged"],
-        variant,
-        head_dim=80,
-        page_size=32,
-        tile=BOXES,
-        causal=causal,
-    )
-
-
-@pytest.mark.parametrize("head_dim", [32, 20])
-def test_pools_that_the_copy_engine_would_refuse_are_read_by_pointer(head_dim: int) -> None:
-    """Pools that begin off a multiple of 16 bytes, and rows that do."""
-    torch.manual_seed(0)
-
-    def shifted(q_TQD: Tensor, *pools: Tensor, **arguments: Any) -> Tensor:
-        moved = [torch.cat((pool.new_zeros(1), pool.flatten()))[1:].view_as(pool) for pool in pools]
-        return flash_prefill(q_TQD, *moved, **arguments)
-
-    check_prefill(shifted, CHUNKS, (0, 2), head_dim=head_dim, page_size=32, dtype=torch.float16, tile=BOXES)
-    check_prefill(
-        flash_prefill, CHUNKS, (0, 2), head_dim=head_dim, page_size=32, dtype=torch.float16, tile=BOXES
-    )
-
-
-@pytest.mark.parametrize("page_size", [16, 24])
-def test_a_long_prompt_is_copied_into_larger_pages_first(page_size: int) -> None:
-    """Prompts computed whole, one of 1024 tokens: the last page is part-filled, what is behind it is NaN."""
-    torch.manual_seed(0)
-    check_prefill(
-        flash_prefill,
-        [(3, 3), (1030, 1030)],
-        (0, 1),
-        "window",
-        head_dim=16,
-        page_size=page_size,
-        dtype=torch.float16,
-    )
-
-
 @settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(
@@ -119,6 +69,18 @@ def test_any_lengths_and_page_sizes(
     )
 
 
+def test_a_window_wider_than_any_context_is_none() -> None:
+    torch.manual_seed(0)
+    check_prefill(flash_prefill, [(3, 3), (5, 70)], (0, 2), tile=SMALL, causal=False, far=2**31 - 1)
+
+
+def test_tiles_of_other_sizes_than_kernels_take_are_refused() -> None:
+    with pytest.raises(ValueError, match="Tiles: 3 groups have 192 rows, got 128"):
+        Tiles(rows=128, positions=64, num_warps=4, num_stages=2, groups=3)
+    with pytest.raises(ValueError, match="Tiles: rows must be a power of two from 16 on, got 192"):
+        Tiles(rows=192, positions=64, num_warps=4, num_stages=2)
+
+
 def test_arguments_that_do_not_fit_are_named() -> None:
     pool = torch.zeros(4, 2, 16, 64)
     arguments = {
@@ -135,8 +97,21 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         ({"group_bounds": (0, 2, 5)}, "group_bounds must go from 0 to 4"),
         ({"group_bounds": (0, 4)}, r"k_pool must be \[pages, 1, page_size, 64\]"),
         ({"query_starts": torch.tensor([0, 1, 3]).int()}, r"query_starts must be int32 \[2\]"),
-        ({"scale": 0.0}, "scale must be positive, got 0.0"),
-        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
+        ({"scale": float("inf")}, "scale must be positive and finite, got inf"),
+        ({"softcap": -1.0}, "softcap must be positive and finite, got -1.0"),
+        ({"window": 2.5}, "window must be an integer of at least 1, got 2.5"),
+        ({"group_bounds": ()}, "group_bounds must go from 0 to 4"),
+        (
+            {"lengths": [(3, 3), (0, 0)], "query_starts": torch.tensor([0, 3, 3]).int()},
+            r"context_lens must be int32 \[2\]",
+        ),
+        ({"sinks_Q": torch.zeros(4).long()}, r"sinks_Q must be \[4\] floats"),
+        (
+            {"tile": Tiles(rows=128, positions=64, num_warps=4, num_stages=2, groups=2)},
+            "tile must be one without groups",
+        ),
+        ({"window": 0}, "window must be an integer of at least 1, got 0"),
         ({"out_TQD": torch.zeros(3, 4, 32)}, r"out must be torch\.float32 \[3, 4, 64\]"),
         ({"lse_TQ": torch.zeros(3, 4).double()}, r"lse must be torch\.float32 \[3, 4\]"),
         ({"sinks_Q": torch.zeros(3)}, r"sinks_Q must be \[4\]"),
@@ -146,10 +121,13 @@ def test_arguments_that_do_not_fit_are_named() -> None:
             {"query_starts": torch.tensor([0, 9, 3, 9]).int()[::2]},
             r"query_starts must be int32 \[2\] .* dense",
         ),
-        ({"sinks_Q": torch.zeros(8)[::2]}, r"sinks_Q must be \[4\] on cpu, dense"),
-        ({"alibi_slopes_Q": torch.zeros(8)[::2]}, r"alibi_slopes_Q must be \[4\] on cpu, dense"),
+        ({"sinks_Q": torch.zeros(8)[::2]}, r"sinks_Q must be \[4\] floats on cpu, dense"),
+        ({"alibi_slopes_Q": torch.zeros(8)[::2]}, r"alibi_slopes_Q must be \[4\] floats on cpu, dense"),
     ]:
         with pytest.raises(ValueError, match=f"flash_prefill: {message}"):
             flash_prefill(q, pool, pool, **{**arguments, **wrong})
+    wide = torch.zeros(3, 4, 512)
+    with pytest.raises(ValueError, match="flash_prefill: head_dim must be from 1 to 256, got 512"):
+        flash_prefill(wide, torch.zeros(4, 2, 16, 512), torch.zeros(4, 2, 16, 512), **arguments)
     with pytest.raises(ValueError, match=r"flash_prefill: v_pool must be torch\.float32"):
         flash_prefill(q, pool, pool.half(), **arguments)

@@ -15,7 +15,6 @@ from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.tiles import Tiles
 
 SMALL = Tiles(rows=32, positions=32, num_warps=4, num_stages=2)
-BOXES = Tiles(rows=32, positions=16, num_warps=4, num_stages=2, boxes=True)
 PAIRS = [(7, 7), (2, 0), (35, 3), (0, 33), (9, 70), (1, 1)]
 
 
@@ -27,22 +26,6 @@ def test_every_variant_from_any_row_on(variant: str, causal: bool) -> None:
     check_prefill_dense(flash_prefill_dense, PAIRS, HEADS["ragged"], variant, tile=SMALL, causal=causal)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("head_dim", [80, 64])
-def test_tiles_fetched_as_boxes(head_dim: int, causal: bool) -> None:
-    torch.manual_seed(0)
-    check_prefill_dense(
-        flash_prefill_dense,
-        PAIRS,
-        HEADS["ragged"],
-        "all of them",
-        head_dim=head_dim,
-        dtype=torch.float16,
-        tile=BOXES,
-        causal=causal,
-    )
-
-
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
 def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     torch.manual_seed(0)
@@ -50,25 +33,16 @@ def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     check_prefill_dense(flash_prefill_dense, pairs, (0, 2), head_dim=head_dim, dtype=torch.float16)
 
 
-def test_rows_that_the_copy_engine_would_refuse_are_read_by_pointer() -> None:
-    """Their heads begin at multiples of 40 bytes, not of 16."""
-    torch.manual_seed(0)
-    check_prefill_dense(flash_prefill_dense, [(9, 50)], (0, 2), head_dim=20, dtype=torch.float16, tile=BOXES)
-
-
 @settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(
         st.tuples(st.integers(0, 40), st.sampled_from([0, 1, 15, 16, 17, 31, 32, 64])), min_size=1, max_size=4
     ).filter(lambda lengths: any(new for new, _ in lengths)),
-    tile=st.sampled_from([SMALL, BOXES]),
     variant=st.sampled_from(sorted(VARIANTS)),
     causal=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_any_lengths(
-    lengths: list[tuple[int, int]], tile: Tiles, variant: str, causal: bool, seed: int
-) -> None:
+def test_any_lengths(lengths: list[tuple[int, int]], variant: str, causal: bool, seed: int) -> None:
     torch.manual_seed(seed)
     check_prefill_dense(
         flash_prefill_dense,
@@ -76,7 +50,7 @@ def test_any_lengths(
         (0, 3, 4),
         variant,
         head_dim=16,
-        tile=tile,
+        tile=SMALL,
         causal=causal,
         check_values=True,
     )

@@ -13,10 +13,17 @@ from attention_cases import HEADS, VARIANTS
 from attention_checks import check_decode
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.paged_decode import paged_decode
-from headway_kernels.tiles import Tiles
+from headway_kernels.tiles import Tiles, tiles
 
 SMALL = Tiles(rows=16, positions=16, num_warps=4, num_stages=2)
 LENGTHS = [1, 40, 0, 16, 65]
+
+
+def test_71_heads_with_the_tile_chosen_for_them_and_rows_enough_to_merge_several_heads_at_once() -> None:
+    torch.manual_seed(0)
+    lengths = [1, 64, 0, 200, 65, 0, 130, *range(8)]
+    check_decode(paged_decode, plan_decode, lengths, (0, 71), dtype=torch.float16, num_programs=6)
+    check_decode(paged_decode, plan_decode, lengths, (0, 71, 75), "sinks", num_programs=3, num_queries=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -178,3 +185,29 @@ def test_a_plan_of_another_step_and_arguments_that_do_not_fit_are_named() -> Non
     ]:
         with pytest.raises(ValueError, match=f"paged_decode: {message}"):
             paged_decode(torch.zeros(1, 2, 64), pool, pool, **arguments | wrong)
+
+
+def test_a_plan_for_what_no_step_has_is_refused() -> None:
+    lens, numbers = torch.zeros(2, dtype=torch.int32), {"num_kv_heads": 1, "group": 4, "head_dim": 64}
+    for wrong, message in [
+        ({"num_kv_heads": 0}, "num_kv_heads must be from 1 to 2147483647, got 0"),
+        ({"head_dim": 512}, "head_dim must be from 1 to 256, got 512"),
+        ({"num_queries": 99}, "num_queries must be from 1 to 8, got 99"),
+        ({"window": 0}, "window must be an integer of at least 1, got 0"),
+        ({"dtype": torch.int8}, "dtype must be a 16- or 32-bit float, got torch.int8"),
+    ]:
+        with pytest.raises(ValueError, match=f"plan_decode: {message}"):
+            plan_decode(lens, **{**numbers, "dtype": torch.float32, **wrong})
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_all_programs_of_a_multiprocessor_fit_there_at_once(
+    dtype: torch.dtype, capability: tuple[int, int]
+) -> None:
+    """One that waits for another to end makes the step longer by a third, or by half."""
+    for head_dim in (64, 80, 96, 128, 192, 256):
+        for group in (1, 4, 16, 64, 71, 128, 142):
+            tile = tiles("paged_decode", head_dim=head_dim, group=group, dtype=dtype, capability=capability)
+            registers = (tile.registers or 255) * 32 * tile.num_warps * tile.programs
+            assert tile.programs == 1 or registers <= 65_536, (head_dim, group, tile)

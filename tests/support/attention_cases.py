@@ -37,6 +37,7 @@ class Cache:
     k_pool: Tensor
     v_pool: Tensor
     table: Tensor  # int32 [S, P]; behind a sequence's pages it points anywhere
+    nobodys: int  # a page that holds nothing but NaN
 
 
 def make_cache(
@@ -64,7 +65,14 @@ def make_cache(
             values = torch.randn(length, num_kv_heads, head_dim, device=device).to(dtype)
             pool[page, :, offset] = values
             keep.append(values)
-    return Cache(keys=kept[0], values=kept[1], k_pool=pools[0], v_pool=pools[1], table=table.to(device))
+    return Cache(
+        keys=kept[0],
+        values=kept[1],
+        k_pool=pools[0],
+        v_pool=pools[1],
+        table=table.to(device),
+        nobodys=int(order[-1]),
+    )
 
 
 def options_of(variant: str, num_heads: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:

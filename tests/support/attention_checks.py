@@ -24,13 +24,17 @@ def check_prefill(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     causal: bool = True,
+    far: int | None = None,
     **settings: Any,
 ) -> None:
-    """lengths: (new tokens, tokens with them) of each sequence."""
+    """lengths: (new tokens, tokens with them) of each sequence. far: a window that leaves out nothing."""
     cache = _cache([context for _, context in lengths], bounds, page_size, head_dim, dtype, device)
     starts = torch.tensor([0, *(count for count, _ in lengths)]).cumsum(0).int()
     q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
     options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
+    if window := options.get("window"):  # pages that have left it are freed
+        for row, (count, context) in enumerate(lengths):
+            cache.table[row, : max(context - count - window + 1, 0) // page_size] = cache.nobodys
     lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
     out_TQD = flash_prefill(
         q_TQD,
@@ -44,7 +48,7 @@ def check_prefill(
         scale=SCALE,
         out_TQD=torch.full_like(q_TQD, torch.nan),
         lse_TQ=lse_TQ,
-        **options,
+        **options | ({} if far is None else {"window": far}),
         **settings,
     )
     for row, (start, end) in enumerate(pairwise(starts.tolist())):
@@ -118,6 +122,9 @@ def check_decode(
     cache = _cache(lengths, bounds, page_size, head_dim, dtype, device)
     q_BQD = torch.randn(len(lengths) * num_queries, bounds[-1], head_dim, device=device).to(dtype)
     options = options_of(variant, bounds[-1], dtype, device)
+    if window := options.get("window"):  # pages that have left it are freed
+        for row, context in enumerate(lengths):
+            cache.table[row, : max(context - num_queries - window + 1, 0) // page_size] = cache.nobodys
     lse_BQ = torch.full(q_BQD.shape[:2], torch.nan, device=device)
     context_lens_B = torch.tensor(lengths, dtype=torch.int32, device=device)
     plan = plan_decode(

@@ -56,4 +56,4 @@ def test_requests_need_no_kernel_that_the_warm_up_lacks(used: list[dict[str, Any
 
 def test_a_warm_up_of_the_largest_step_alone_would_be_noticed(used: list[dict[str, Any]]) -> None:
     later = {one["kernel"] for one in used if one["step"] != 0}
-    assert {"decode_plan._plan_kernel", "flash_prefill._prefill_kernel", "penalise._penalise_kernel"} <= later
+    assert {"decode_plan._plan_kernel", "penalise._penalise_kernel"} <= later

@@ -10,10 +10,12 @@ from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.merge import merge
 from headway_kernels.paged_decode import paged_decode
+from headway_kernels.tiles import Tiles
 from launches import Launch
 
 NUM_PAGES = 256
 EVERYTHING = {"window": 64, "softcap": 20.0}
+ALIKE = Tiles(rows=128, positions=64, num_warps=8, num_stages=2)  # what does not suit roles
 
 
 def _inputs(device: str, num_tokens: int, group: int, head_dim: int, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -107,20 +109,23 @@ def _merge(device: str) -> Launch:
 
 
 LAUNCHES = {
-    "prefill, 64 values, by the copy engine": partial(_prefill, head_dim=64, tokens=1024),
-    "prefill, 128 values, by pointer": partial(_prefill, head_dim=128),
+    "prefill, 64 values": partial(_prefill, head_dim=64),
+    "prefill, 128 values": partial(_prefill, head_dim=128),
+    "prefill, 64 values, float16, window and softcap": partial(
+        _prefill, head_dim=64, dtype=torch.float16, **EVERYTHING
+    ),
+    "prefill, 128 values, all warps alike": partial(_prefill, head_dim=128, tile=ALIKE),
     "prefill, 192 values, window and softcap": partial(_prefill, head_dim=192, **EVERYTHING),
     "prefill, 80 values, float32": partial(_prefill, head_dim=80, dtype=torch.float32),
-    "prefill, 128 values, bidirectional, by the copy engine": partial(
-        _prefill, head_dim=128, tokens=1024, causal=False
-    ),
+    "prefill, 128 values, bidirectional": partial(_prefill, head_dim=128, causal=False),
     "prefill, 192 values, bidirectional, window and softcap": partial(
         _prefill, head_dim=192, causal=False, **EVERYTHING
     ),
-    "dense, 64 values, by the copy engine": partial(_dense, head_dim=64, causal=False),
-    "dense, 80 values, by the copy engine": partial(_dense, head_dim=80),
-    "dense, 128 values, by the copy engine": partial(_dense, head_dim=128),
-    "dense, 192 values, by pointer": partial(_dense, head_dim=192),
+    "dense, 64 values, bidirectional": partial(_dense, head_dim=64, causal=False),
+    "dense, 80 values": partial(_dense, head_dim=80),
+    "dense, 128 values": partial(_dense, head_dim=128),
+    "dense, 192 values": partial(_dense, head_dim=192),
+    "dense, 128 values, all warps alike": partial(_dense, head_dim=128, tile=ALIKE),
     "decode, 128 values": partial(_decode, head_dim=128),
     "decode, 64 values, 71 heads of one": partial(_decode, head_dim=64, group=71),
     "decode, 256 values, window and softcap": partial(_decode, head_dim=256, **EVERYTHING),

@@ -1,0 +1,128 @@
+"""The fetching warps of `hopper_prefill`: K or V of every tile, each as soon as its place is empty.
+
+A tile comes as boxes: 64 values, which is what lies together in shared memory, by as many positions as lie in
+a row, a page's at most. So pages are read where they lie, whatever their size; dense rows are one long page.
+Boxes outside of what a sequence sees are fetched from outside of the tensor, which gives zeros. Slots behind
+its end in its last page may hold anything, NaN too, which no weight of zero would silence: among values they
+are overwritten in shared memory.
+
+Shape suffixes: N positions of a tile, D values of a head.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+
+from headway_kernels.hopper_work import begin_of, joined, read_note
+
+BOX_VALUES = gl.constexpr(64)
+
+# Triton 3.6 has other names for these.
+_memory = gl.shared_memory_descriptor
+reinterpret = _memory.reinterpret if hasattr(_memory, "reinterpret") else _memory._reinterpret
+load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
+
+@gluon.jit
+def fetch_keys(board, box, ring, pages, PAGE: gl.constexpr):
+    """All tiles of K, in turn."""
+    STAGES: gl.constexpr = ring.smem.shape[0]
+    POSITIONS: gl.constexpr = ring.smem.shape[1]
+    num_done, num_read = 0, 1
+    work, span = read_note(0, board)
+    while span.num_tiles > 0:
+        for tile in range(span.num_tiles):
+            stage = num_done % STAGES
+            begin = begin_of(tile, span, POSITIONS)
+            if (begin >= span.first) & (begin + POSITIONS <= work.context_len):
+                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), False, PAGE)
+            else:
+                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), True, PAGE)
+            num_done += 1
+        work, span = read_note(num_read, board)
+        num_read += 1
+
+
+@gluon.jit
+def fetch_values(board, box, ring, pages, landed, PAGE: gl.constexpr):
+    """All tiles of V, in turn."""
+    STAGES: gl.constexpr = ring.smem.shape[0]
+    POSITIONS: gl.constexpr = ring.smem.shape[1]
+    num_done, num_read, num_cleaned = 0, 1, 0
+    work, span = read_note(0, board)
+    while span.num_tiles > 0:
+        for tile in range(span.num_tiles):
+            stage = num_done % STAGES
+            begin = begin_of(tile, span, POSITIONS)
+            if (begin >= span.first) & (begin + POSITIONS <= work.context_len):
+                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), False, PAGE)
+            else:
+                _fetch(begin, box, pages, work, span, ring, num_done, landed.index(0), True, PAGE)
+                mbarrier.wait(landed.index(0), num_cleaned & 1)
+                _clean(ring.smem.index(stage), work.context_len - begin)
+                mbarrier.arrive(ring.full.index(stage), count=1)
+                num_cleaned += 1
+            num_done += 1
+        work, span = read_note(num_read, board)
+        num_read += 1
+
+
+@gluon.jit
+def _fetch(
+    begin, box, pages, work, span, ring, index_of_all, full, CHECKED: gl.constexpr, PAGE: gl.constexpr
+):
+    """Have a tile copied to its place as soon as that is empty; `full` tells when it has landed.
+
+    CHECKED: boxes that hold nothing to be seen come from behind the last row of all.
+    """
+    BOX: gl.constexpr = box.block_shape[-2]
+    STAGES: gl.constexpr = ring.smem.shape[0]
+    POSITIONS: gl.constexpr = ring.smem.shape[1]
+    CHUNKS: gl.constexpr = ring.smem.shape[2] // BOX_VALUES
+    NUM: gl.constexpr = POSITIONS // BOX
+    table_ptr, table_row, page_rows = pages
+    pages_ptr = table_ptr + work.sequence.to(gl.int64) * table_row
+    rows = ()
+    for index in gl.static_range(NUM):
+        position = begin + index * BOX
+        there = True
+        if CHECKED:
+            there = (position < work.context_len) & (position + BOX > span.first)
+        if PAGE == 0:
+            row = work.offset + position
+        else:
+            page = gl.load(pages_ptr + position // PAGE, mask=there, other=0)
+            slot = index * BOX % PAGE if POSITIONS % PAGE == 0 else position % PAGE
+            row = page * page_rows + work.kv_head * PAGE + slot
+        if CHECKED:
+            row = gl.where(there, row, box.shape[-2])
+        rows = joined(rows, row)
+    shape: gl.constexpr = [CHUNKS * NUM, BOX, BOX_VALUES] if PAGE else [CHUNKS * NUM, 1, BOX, BOX_VALUES]
+    stage, turn = index_of_all % STAGES, index_of_all // STAGES
+    boxes = reinterpret(ring.smem.index(stage), ring.smem.dtype, shape, box.layout)
+    mbarrier.wait(ring.empty.index(stage), turn & 1 ^ 1)
+    mbarrier.expect(full, POSITIONS * CHUNKS * BOX_VALUES * 2)
+    for index in gl.static_range(NUM):
+        for chunk in gl.static_range(CHUNKS):
+            if PAGE == 0:
+                place = [work.kv_head, rows[index], chunk * BOX_VALUES]
+            else:
+                place = [rows[index], chunk * BOX_VALUES]
+            load_box(box, place, full, boxes.index(chunk * NUM + index))
+
+
+@gluon.jit
+def _clean(smem, num_there):
+    """Zeros behind the first `num_there` positions of `smem` [N, D]."""
+    POSITIONS: gl.constexpr = smem.shape[0]
+    CHUNKS: gl.constexpr = smem.shape[1] // BOX_VALUES
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
+    slot_N = gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
+    shape: gl.constexpr = [CHUNKS * POSITIONS // 16, 16, BOX_VALUES]
+    parts = reinterpret(smem, smem.dtype, shape, gl.NVMMASharedLayout(128, 16))
+    for index in range(gl.maximum(num_there, 0) // 16, POSITIONS // 16):
+        there_N = index * 16 + slot_N < num_there
+        for chunk in gl.static_range(CHUNKS):
+            part = parts.index(chunk * (POSITIONS // 16) + index)
+            part.store(gl.where(there_N[:, None], part.load(layout), 0.0).to(smem.dtype))
+    fence_async_shared()
