@@ -32,13 +32,14 @@ def all_reduce(x: Tensor, peers: PeerMemory, *, out: Tensor | None = None, way: 
     """As `reference.all_reduce` of all ranks' x -> out, which may be x itself.
 
     x: dense, of any shape. way: None takes the faster one. Raises ValueError for what does not fit each other
-    or, see `all_reduce_way`, the peers' memory.
+    or, see `all_reduce_way`, the peers' memory. A peer that does not come in time ends the context: a later
+    call of CUDA raises, as "unspecified launch failure" or "an illegal instruction was encountered".
     """
     _check("all_reduce", "x", x, x, peers)
     if out is None:
         out = torch.empty_like(x)
     _check("all_reduce", "out", out, x, peers)
-    way = way or _fitting("all_reduce", x, peers, all_reduce_way(x, peers))
+    way = _known("all_reduce", way) or _fitting("all_reduce", x, peers, all_reduce_way(x, peers))
     if not x.numel():
         return out
     if way == "two shots":
@@ -74,7 +75,7 @@ def all_reduce_norm(
     for name, one in (("normed_TH", normed_TH), ("total_TH", total_TH), ("residual_TH", residual_TH)):
         if one is not None:
             _check(op, name, one, x_TH, peers)
-    way = way or _fitting(op, x_TH, peers, norm_way(x_TH, peers))
+    way = _known(op, way) or _fitting(op, x_TH, peers, norm_way(x_TH, peers))
     if not x_TH.numel():
         return normed_TH, total_TH
     norm = _Norm(residual=residual_TH, weight=weight_H, eps=eps, normed=normed_TH)
@@ -83,6 +84,12 @@ def all_reduce_norm(
     else:
         _one_shot(x_TH, peers, out=total_TH, shot=_shot_rows(x_TH), norm=norm)
     return normed_TH, total_TH
+
+
+def _known(op: str, way: Way | None) -> Way | None:
+    if way not in (None, "one shot", "two shots"):
+        raise ValueError(f"{op}: way must be 'one shot' or 'two shots', got {way!r}")
+    return way
 
 
 def all_reduce_way(x: Tensor, peers: PeerMemory) -> Way | None:

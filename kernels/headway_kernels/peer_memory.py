@@ -17,8 +17,9 @@ places that no other program touches, whatever the size of the call and of its g
   call of e - 1 has ended, so once it had the data of program p of every peer in e - 1; that peer's kernel of
   e - 1 had then begun, so its kernel of e - 2 had ended, with all that it read and wrote. Both kinds of call
   wait for every peer, so this holds across kinds, sizes and grids, and no barrier ends a call.
-- *No program waits for one that cannot run*: a grid has at most `PROGRAMS`, fewer than a GPU has room for,
-  and each sends before it waits.
+- *No program waits for one that cannot run.* Program p sends before it waits, and waits for program p of the
+  peers alone. Where a GPU has no room for all of a grid, it starts them in ascending order: the least one
+  that has not ended, on any rank, has started on all of them, or can.
 
 A wait gives up after `max_polls` polls (about a microsecond each) and stops the GPU's context with a trap, so
 that a rank that has died ends the others with an error instead of a hang.
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 c10d: Any = torch.distributed  # the stubs of its C++ classes lack half of what is used here
 
-PROGRAMS = 128  # of a grid, at most: an H200 has 132 multiprocessors, and each has room for two
+PROGRAMS = 128  # of a grid, at most: an H100 or H200 has 132 multiprocessors
 WORD_BYTES = 8  # of what travels in one shot
 SHOT_WORDS = 2048  # that a program may send to each peer: a row of 8192 16-bit values
 MAX_BYTES = 8 << 20  # of a call

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headway_kernels.tiles import HOPPER, padded
+from headway_kernels.tiles import SHARED_LARGE, padded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +95,7 @@ def grouped_tiles(
     Up to 32 rows the weights' way from memory takes the time: narrower tiles until there are enough programs,
     and deep steps. Odd lengths are read value by value, through registers.
     """
+    large = capability[0] in SHARED_LARGE
     if dtype == torch.float32:
         return GroupedTiles(rows=rows, columns=32, depth=32, num_warps=4, num_stages=2)
     if unit == 1:
@@ -102,11 +103,11 @@ def grouped_tiles(
     if rows <= 32:
         enough = (wide for wide in (128, 64) if num_blocks * -(-num_columns // wide) >= GROUPED_PROGRAMS)
         columns = next(enough, 32)
-        if capability < HOPPER:
+        if not large:
             return GroupedTiles(rows=rows, columns=min(columns, 64), depth=64, num_warps=4, num_stages=3)
         num_stages = {32: 5, 64: 4, 128: 3}[columns]
         return GroupedTiles(rows=rows, columns=columns, depth=128, num_warps=4, num_stages=num_stages)
-    if capability < HOPPER:
+    if not large:
         return GroupedTiles(rows=rows, columns=64, depth=32, num_warps=4, num_stages=3)
     return GroupedTiles(
         rows=rows,
