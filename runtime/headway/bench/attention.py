@@ -16,8 +16,8 @@ from headway_kernels import gpu
 
 PAGE_SIZE = 16
 COLD_BYTES = 512 << 20  # many times any L2
-DENSE, PAGED, PACKED = "ours, dense", f"ours, pages of {PAGE_SIZE}", "ours, packed"
-PREFILL_NAMES = (DENSE, PAGED, PACKED, *BACKENDS)
+DENSE, PAGED, ONE_PAGE = "ours, dense", f"ours, pages of {PAGE_SIZE}", "ours, one page"
+PREFILL_NAMES = (DENSE, PAGED, ONE_PAGE, *BACKENDS)
 DECODE_NAMES = (PAGED, *BACKENDS, FLASHINFER)
 
 
@@ -28,20 +28,29 @@ class PrefillRow:
     num_kv_heads: int
     num_tokens: int
     window: int | None = None
+    num_cached: int = 0
+
+    @property
+    def num_keys(self) -> int:
+        return self.num_cached + self.num_tokens
 
     @property
     def flops(self) -> int:
         """Two products of a multiply and an add for each visible pair of positions."""
-        seen = min(self.window or self.num_tokens, self.num_tokens)
-        pairs = seen * (seen + 1) // 2 + (self.num_tokens - seen) * seen
+        pairs = self._pairs(self.num_keys) - self._pairs(self.num_cached)
         return 4 * pairs * self.num_q_heads * self.head_dim
+
+    def _pairs(self, num_tokens: int) -> int:
+        seen = min(self.window or num_tokens, num_tokens)
+        return seen * (seen + 1) // 2 + (num_tokens - seen) * seen
 
     def tflops(self, us: float | None) -> float | None:
         return None if us is None else self.flops / us / 1e6
 
     def __str__(self) -> str:
         window = f", window {self.window}" if self.window else ""
-        return f"D {self.head_dim}, {self.num_q_heads}/{self.num_kv_heads}, {self.num_tokens}{window}"
+        cached = f" after {self.num_cached}" if self.num_cached else ""
+        return f"D {self.head_dim}, {self.num_q_heads}/{self.num_kv_heads}, {self.num_tokens}{cached}{window}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +70,10 @@ class DecodeRow:
         return f"D {self.head_dim}, {self.num_q_heads}/{self.num_kv_heads}, {batch}"
 
 
-def _prefill(d: int, q: int, kv: int, tokens: int, window: int | None = None) -> PrefillRow:
-    return PrefillRow(head_dim=d, num_q_heads=q, num_kv_heads=kv, num_tokens=tokens, window=window)
+def _prefill(d: int, q: int, kv: int, tokens: int, window: int | None = None, cached: int = 0) -> PrefillRow:
+    return PrefillRow(
+        head_dim=d, num_q_heads=q, num_kv_heads=kv, num_tokens=tokens, window=window, num_cached=cached
+    )
 
 
 def _decode(d: int, q: int, kv: int, *batches: tuple[int, int]) -> DecodeRow:
@@ -76,6 +87,7 @@ PREFILL = (
     _prefill(64, 71, 1, 8192),
     _prefill(128, 32, 32, 8192),
     _prefill(128, 32, 8, 16384, 4096),
+    _prefill(128, 32, 8, 2048, cached=14336),
 )
 DECODE = (
     *(_decode(128, 32, 8, batch) for batch in ((1, 32768), (1, 4096), (8, 8192), (32, 4096), (64, 4096))),
@@ -88,19 +100,19 @@ DECODE = (
 
 
 def prefill_us(row: PrefillRow, repeats: int) -> dict[str, float]:
-    """Microseconds of each contender: ours over one page (dense), over small ones and without any
-    (packed), and PyTorch's.
+    """Microseconds of each contender: ours over rows without pages (dense), over small ones and over one
+    that holds all, and PyTorch's.
     """
     q_TQD, k_GLD, v_GLD = (
         _random(row.num_tokens, row.num_q_heads, row.head_dim),
-        *(_random(row.num_kv_heads, row.num_tokens, row.head_dim) for _ in range(2)),
+        *(_random(row.num_kv_heads, row.num_keys, row.head_dim) for _ in range(2)),
     )
     contenders = {
-        DENSE: _our_prefill(row, q_TQD, k_GLD, v_GLD, row.num_tokens),
+        DENSE: _our_dense(row, q_TQD, k_GLD, v_GLD),
         PAGED: _our_prefill(row, q_TQD, k_GLD, v_GLD, PAGE_SIZE),
-        PACKED: _our_packed(row, q_TQD, k_GLD, v_GLD),
+        ONE_PAGE: _our_prefill(row, q_TQD, k_GLD, v_GLD, row.num_keys),
     }
-    if row.window is None:
+    if row.window is None and not row.num_cached:
         contenders |= sdpa(q_TQD.transpose(0, 1)[None].contiguous(), k_GLD[None], v_GLD[None], causal=True)
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
     return contest(contenders, repeats, cold.zero_)
@@ -148,9 +160,10 @@ def decode_us(row: DecodeRow, repeats: int) -> dict[str, float]:
 
 
 def _our_prefill(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor, page_size: int) -> Contender:
-    num_pages = row.num_tokens // page_size
-    table_1P = _page_table((row.num_tokens,), num_pages, page_size)
+    num_pages = row.num_keys // page_size
+    table_1P = _page_table((row.num_keys,), num_pages, page_size)
     starts = torch.tensor([0, row.num_tokens], dtype=torch.int32, device="cuda")
+    context_lens = torch.tensor([row.num_keys], dtype=torch.int32, device="cuda")
     pools = []
     for dense_GLD in (k_GLD, v_GLD):
         pool = torch.empty(
@@ -164,24 +177,27 @@ def _our_prefill(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor, p
         pools[1],
         page_table_SP=table_1P,
         query_starts=starts,
-        context_lens_S=starts[1:],
-        lengths=[(row.num_tokens, row.num_tokens)],
+        context_lens_S=context_lens,
+        lengths=[(row.num_tokens, row.num_keys)],
         group_bounds=range(0, row.num_q_heads + 1, row.num_q_heads // row.num_kv_heads),
         scale=row.head_dim**-0.5,
         window=row.window,
     )
 
 
-def _our_packed(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor) -> Contender:
+def _our_dense(row: PrefillRow, q_TQD: Tensor, k_GLD: Tensor, v_GLD: Tensor) -> Contender:
     k_TGD, v_TGD = (dense_GLD.transpose(0, 1).contiguous() for dense_GLD in (k_GLD, v_GLD))
-    starts = torch.tensor([0, row.num_tokens], dtype=torch.int32, device="cuda")
+    starts, key_starts = (
+        torch.tensor([0, number], dtype=torch.int32, device="cuda")
+        for number in (row.num_tokens, row.num_keys)
+    )
     return lambda: gpu.flash_prefill_dense(
         q_TQD,
         k_TGD,
         v_TGD,
         query_starts=starts,
-        key_starts=starts,
-        lengths=[(row.num_tokens, row.num_tokens)],
+        key_starts=key_starts,
+        lengths=[(row.num_tokens, row.num_keys)],
         group_bounds=range(0, row.num_q_heads + 1, row.num_q_heads // row.num_kv_heads),
         scale=row.head_dim**-0.5,
         window=row.window,

@@ -1,10 +1,18 @@
 """`headway bench attention`, `kernels`, `all-reduce`: operations on GPUs beside other ways to do the same."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from headway.cli.figures import Output, check_output, or_dash, report
+
+
+class Phase(StrEnum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
 
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")]
 
@@ -12,6 +20,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each; the media
 def attention(
     repeats: Repeats = 15,
     output: Output = None,
+    phase: Annotated[Phase, typer.Option(help="What to measure.")] = Phase.BOTH,
 ) -> None:
     """The attention kernels on one GPU, beside PyTorch's flash and cuDNN backends in the same run."""
     check_output(output)
@@ -26,14 +35,14 @@ def attention(
     )
 
     device = _gpu("attention")
-    prefill = [(row, prefill_us(row, repeats)) for row in PREFILL]
+    prefill = [(row, prefill_us(row, repeats)) for row in PREFILL if phase != Phase.DECODE]
     speeds = [
         (str(row), *(or_dash(row.tflops(us.get(name)), "{:.0f}") for name in PREFILL_NAMES))
         for row, us in prefill
     ]
     columns: tuple[str, ...] = ("causal prefill", *PREFILL_NAMES)
     report(f"Attention on {device}, bfloat16, TFLOP/s", columns, speeds, None, None)
-    decode = [(row, decode_us(row, repeats)) for row in DECODE]
+    decode = [(row, decode_us(row, repeats)) for row in DECODE if phase != Phase.PREFILL]
     times = [
         (
             str(row),

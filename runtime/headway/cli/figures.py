@@ -23,11 +23,14 @@ def or_dash(value: float | None, form: str = "{:.3f}") -> str:
 
 
 def report(title: str, columns: Any, rows: Any, figures: Any, output: Path | None) -> None:
-    """The table on stdout; the figures as JSON in `output`, or on stdout's last line where it is a pipe."""
+    """The table on stdout, if it has rows; the figures as JSON in `output`, or on stdout's last line where it
+    is a pipe.
+    """
     from headway.cli.report import print_line
     from headway.cli.table import print_table
 
-    print_table(title, columns, rows)
+    if rows:
+        print_table(title, columns, rows)
     if figures is None:
         return
     text = json.dumps(figures)
