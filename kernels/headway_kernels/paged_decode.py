@@ -16,6 +16,7 @@ Shape suffixes: as in `reference`; M rows and N positions of a tile, K parts of 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -45,6 +46,7 @@ from headway_kernels.online_softmax import (
 )
 from headway_kernels.pool_tiles import pages_between, slots_of
 from headway_kernels.tiles import padded
+from headway_kernels.variant import Variant
 
 
 def paged_decode(
@@ -94,27 +96,17 @@ def paged_decode(
     )
     num_seqs = len(context_lens_B)
     check_num_queries("paged_decode", num_queries, num_seqs, q_BQD)
-    group = heads_of(group_bounds)
+    step: dict[str, Any] = {
+        "num_kv_heads": k_pool.shape[1],
+        "group": heads_of(group_bounds),
+        "head_dim": head_dim,
+        "dtype": q_BQD.dtype,
+        "num_queries": num_queries,
+        "window": window,
+    }
     if plan is None:
-        plan = plan_decode(
-            context_lens_B,
-            num_kv_heads=k_pool.shape[1],
-            group=group,
-            head_dim=head_dim,
-            dtype=q_BQD.dtype,
-            num_queries=num_queries,
-            window=window,
-        )
-    plan.check(
-        num_seqs=num_seqs,
-        num_kv_heads=k_pool.shape[1],
-        group=group,
-        num_queries=num_queries,
-        head_dim=head_dim,
-        window=window,
-        dtype=q_BQD.dtype,
-        device=q_BQD.device,
-    )
+        plan = plan_decode(context_lens_B, **step)
+    plan.check(num_seqs=num_seqs, device=q_BQD.device, **step)
     if check_values:
         lengths, queries = context_lens_B.tolist(), [num_queries] * num_seqs
         debug.check_pages(
@@ -133,7 +125,14 @@ def paged_decode(
     num_blocks = k_pool.shape[1] * plan.blocks
     bounds = bounds_tensor(tuple(group_bounds), q_BQD.device)
     lse_row = 0 if lse_BQ is None else lse_BQ.stride(0)
-    plain = softcap is None and alibi_slopes_Q is None
+    variant = Variant(
+        window=window is not None,
+        softcap=softcap is not None,
+        sinks=sinks_Q is not None,
+        alibi=alibi_slopes_Q is not None,
+        lse=lse_BQ is not None,
+    )
+    plain = not (variant.softcap or variant.alibi)
     _decode_kernel[(plan.num_programs,)](
         q_BQD,
         k_pool,
@@ -167,11 +166,7 @@ def paged_decode(
         POSITIONS=plan.tile.positions,
         BLOCKS=plan.blocks,
         QUERIES=num_queries,
-        HAS_WINDOW=window is not None,
-        HAS_SOFTCAP=softcap is not None,
-        HAS_SINKS=sinks_Q is not None,
-        HAS_ALIBI=alibi_slopes_Q is not None,
-        HAS_LSE=lse_BQ is not None,
+        VARIANT=variant,
         PRECISION=precision(q_BQD.dtype),
         num_warps=plan.tile.num_warps,
         num_stages=plan.tile.num_stages,
@@ -230,14 +225,10 @@ def _decode_kernel(
     POSITIONS: tl.constexpr,
     BLOCKS: tl.constexpr,
     QUERIES: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    HAS_ALIBI: tl.constexpr,
-    HAS_LSE: tl.constexpr,
+    VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    SHAPED: tl.constexpr = HAS_SOFTCAP or HAS_ALIBI
+    SHAPED: tl.constexpr = VARIANT.softcap or VARIANT.alibi
     EXACT: tl.constexpr = PRECISION == "ieee"
     fold = 1.0 if SHAPED else scale
     worker = tl.program_id(0)
@@ -262,7 +253,7 @@ def _decode_kernel(
         last = tl.minimum(num_tiles, first + end - done)
         context_len = tl.load(context_lens_ptr + row)
         oldest = 0
-        if HAS_WINDOW:
+        if VARIANT.window:
             oldest = tl.maximum(context_len - (QUERIES - 1) - window, 0)
 
         kv_head = block // BLOCKS
@@ -277,9 +268,9 @@ def _decode_kernel(
             mask=real_M[:, None] & (d_D < D),
             other=0.0,
         )
-        slope_M1 = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0)[:, None] if HAS_ALIBI else None
-        max_M, sum_M = first_step(sinks_ptr + head_M if HAS_SINKS else None, real_M, HAS_SINKS)
-        if HAS_SINKS:  # the sink counts once
+        slope_M1 = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0)[:, None] if VARIANT.alibi else None
+        max_M, sum_M = first_step(sinks_ptr + head_M if VARIANT.sinks else None, real_M, VARIANT.sinks)
+        if VARIANT.sinks:  # the sink counts once
             max_M = tl.where(first == 0, max_M, LOWEST)
             sum_M = tl.where(first == 0, sum_M, 0.0)
         acc_MD = tl.zeros((ROWS, WIDE), tl.float32)
@@ -309,11 +300,11 @@ def _decode_kernel(
             if QUERIES > 1:  # each from a position of its own
                 distance_MN -= QUERIES - 1 - query_M[:, None]
                 seen_MN &= distance_MN >= 0
-                if HAS_WINDOW:
+                if VARIANT.window:
                     seen_MN &= distance_MN < window
             if SHAPED:
                 score_MN = shape_scores(
-                    score_MN, distance_MN, scale, softcap, slope_M1, HAS_SOFTCAP, HAS_ALIBI, EXACT
+                    score_MN, distance_MN, scale, softcap, slope_M1, VARIANT.softcap, VARIANT.alibi, EXACT
                 )
             score_MN = tl.where(seen_MN, score_MN, float("-inf"))
             acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
@@ -323,7 +314,7 @@ def _decode_kernel(
         if last - first == num_tiles:
             ptr_MD = out_ptr + token * out_row + (query_M * out_row + head_M * out_head)[:, None] + d_D[None]
             tl.store(ptr_MD, out_MD.to(out_ptr.dtype.element_ty), mask=real_MD)
-            if HAS_LSE:
+            if VARIANT.lse:
                 tl.store(lse_ptr + token * lse_row + query_M * lse_row + head_M, lse_M * LN_2, mask=real_M)
         else:
             part_M = slot * ROWS + m_M

@@ -8,19 +8,7 @@ from torch import Tensor
 
 from headway_kernels.launch import bounds_tensor, heads_of, within_int32
 from headway_kernels.online_softmax import LOG2_E
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """What a call has: one compile-time constant of both kernels."""
-
-    dense: bool
-    causal: bool
-    window: bool
-    softcap: bool
-    sinks: bool
-    alibi: bool
-    lse: bool
+from headway_kernels.variant import Variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
