@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from headway.core.config import EngineConfig
@@ -90,6 +90,18 @@ def test_nobody_is_preempted_more_often_than_admission_promises(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=shapes(), full=st.integers(3, 60), seed=st.integers(0, 1 << 32))
+@example(
+    shape={
+        "run_ahead": 1,
+        "windows": (None, 1, 5),
+        "page_size": 1,
+        "max_num_rows": 3,
+        "max_num_tokens": 3,
+        "max_model_len": 8,
+    },
+    full=20,
+    seed=204,
+)
 def test_more_pages_than_windows_are_said_to_fill_change_nothing(
     shape: dict[str, Any], full: int, seed: int
 ) -> None:

@@ -45,7 +45,8 @@ def page_groups(
 ) -> tuple[PageGroup, ...]:
     """The groups of a decoder; `windows` and `page_bytes` have an entry each.
 
-    When a step is planned, a row holds the window before its next token, and the step adds its tokens.
+    When a step is planned, a row holds the window before its next token, and the step adds its tokens. A row
+    that the step leaves out is granted room for a token, too, before another is admitted.
     """
     pages_a_row = -(-max_model_len // config.page_size)
     num_rows = min(config.max_num_rows, config.max_num_tokens)
@@ -53,8 +54,8 @@ def page_groups(
     for window, size in zip(windows, page_bytes, strict=True):
         least, useful = pages_a_row, num_rows * pages_a_row
         if window is not None:
-            one, all_rows = (rows * (window - 1) + config.max_num_tokens for rows in (1, num_rows))
-            least = min(least, num_touched(one, config.page_size))
+            least = min(least, num_touched(window - 1 + config.max_num_tokens, config.page_size))
+            all_rows = num_rows * window + config.max_num_tokens
             useful = min(useful, num_touched(all_rows, config.page_size, num_rows))
         groups.append(PageGroup(window=window, page_bytes=size, useful=useful, least=least))
     return tuple(groups)
