@@ -24,28 +24,8 @@ load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glob
 
 
 @gluon.jit
-def fetch_keys(board, box, ring, pages, PAGE: gl.constexpr):
-    """All tiles of K, in turn."""
-    STAGES: gl.constexpr = ring.smem.shape[0]
-    POSITIONS: gl.constexpr = ring.smem.shape[1]
-    num_done, num_read = 0, 1
-    work, span = read_note(0, board)
-    while span.num_tiles > 0:
-        for tile in range(span.num_tiles):
-            stage = num_done % STAGES
-            begin = begin_of(tile, span, POSITIONS)
-            if (begin >= span.first) & (begin + POSITIONS <= work.context_len):
-                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), False, PAGE)
-            else:
-                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), True, PAGE)
-            num_done += 1
-        work, span = read_note(num_read, board)
-        num_read += 1
-
-
-@gluon.jit
-def fetch_values(board, box, ring, pages, landed, PAGE: gl.constexpr):
-    """All tiles of V, in turn."""
+def fetch(board, box, ring, pages, landed, CLEANS: gl.constexpr, PAGE: gl.constexpr):
+    """All tiles of K or V, in turn. CLEANS: of V what lies behind a sequence's end is overwritten."""
     STAGES: gl.constexpr = ring.smem.shape[0]
     POSITIONS: gl.constexpr = ring.smem.shape[1]
     num_done, num_read, num_cleaned = 0, 1, 0
@@ -56,12 +36,14 @@ def fetch_values(board, box, ring, pages, landed, PAGE: gl.constexpr):
             begin = begin_of(tile, span, POSITIONS)
             if (begin >= span.first) & (begin + POSITIONS <= work.context_len):
                 _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), False, PAGE)
-            else:
+            elif CLEANS:
                 _fetch(begin, box, pages, work, span, ring, num_done, landed.index(0), True, PAGE)
                 mbarrier.wait(landed.index(0), num_cleaned & 1)
                 _clean(ring.smem.index(stage), work.context_len - begin)
                 mbarrier.arrive(ring.full.index(stage), count=1)
                 num_cleaned += 1
+            else:
+                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), True, PAGE)
             num_done += 1
         work, span = read_note(num_read, board)
         num_read += 1

@@ -27,7 +27,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from headway_kernels.hopper_fetch import BOX_VALUES, fetch_keys, fetch_values
+from headway_kernels.hopper_fetch import BOX_VALUES, fetch
 from headway_kernels.hopper_multiply import GROUP_ROWS, Scoring, Tensors, multiply
 from headway_kernels.hopper_work import FIELDS, NOTES, Board, Lengths, Ring, write_notes
 from headway_kernels.launch import FUSED, capability, num_multiprocessors
@@ -160,8 +160,8 @@ def _hopper_prefill_kernel(
                 (multiply, (0, board, q_smem, keys, values, tensors, scoring, D, VARIANT)),
                 (multiply, (1, board, q_smem, keys, values, tensors, scoring, D, VARIANT)),
                 (write_notes, (lengths, board, ROWS, POSITIONS, VARIANT)),
-                (fetch_keys, (board, k_box, keys, pages, PAGE)),
-                (fetch_values, (board, v_box, values, pages, landed, PAGE)),
+                (fetch, (board, k_box, keys, pages, landed, False, PAGE)),
+                (fetch, (board, v_box, values, pages, landed, True, PAGE)),
             ],
             [4, 1, 1, 1],
             [REGISTERS, FETCH_REGISTERS, FETCH_REGISTERS, FETCH_REGISTERS],
@@ -173,8 +173,8 @@ def _hopper_prefill_kernel(
                 (multiply, (1, board, q_smem, keys, values, tensors, scoring, D, VARIANT)),
                 (multiply, (2, board, q_smem, keys, values, tensors, scoring, D, VARIANT)),
                 (write_notes, (lengths, board, ROWS, POSITIONS, VARIANT)),
-                (fetch_keys, (board, k_box, keys, pages, PAGE)),
-                (fetch_values, (board, v_box, values, pages, landed, PAGE)),
+                (fetch, (board, k_box, keys, pages, landed, False, PAGE)),
+                (fetch, (board, v_box, values, pages, landed, True, PAGE)),
             ],
             [4, 4, 1, 1, 1],
             [REGISTERS, REGISTERS, FETCH_REGISTERS, FETCH_REGISTERS, FETCH_REGISTERS],

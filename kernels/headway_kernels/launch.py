@@ -24,6 +24,7 @@ def check_attention(
     *,
     table: Tensor,
     context_lens: Tensor,
+    num_seqs: int,
     group_bounds: Sequence[int],
     **more: Any,
 ) -> torch.Size:
@@ -34,10 +35,10 @@ def check_attention(
     if k_pool.ndim != 4 or k_pool.shape[1] != len(group_bounds) - 1 or k_pool.shape[3] != q.shape[2]:
         raise mismatch(op, "k_pool", f"[pages, {len(group_bounds) - 1}, page_size, {q.shape[2]}]", k_pool)
     _check_alike(op, q, k_pool=k_pool, v_pool=v_pool)
-    check_ints(op, "context_lens", context_lens, len(context_lens), q.device)
+    check_ints(op, "context_lens", context_lens, num_seqs, q.device)
     dense = table.ndim == 2 and (not len(table) or table.shape[1] <= 1 or table.stride(1) == 1)
-    if not dense or len(table) != len(context_lens) or table.dtype != torch.int32 or table.device != q.device:
-        expected = f"int32 [{len(context_lens)}, pages] on {q.device}, rows dense"
+    if not dense or len(table) != num_seqs or table.dtype != torch.int32 or table.device != q.device:
+        expected = f"int32 [{num_seqs}, pages] on {q.device}, rows dense"
         raise mismatch(op, "page_table", expected, table)
     return shape
 

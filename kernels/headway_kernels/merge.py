@@ -96,10 +96,12 @@ def _merge_kernel(
     for begin in range(0, num_parts, PARTS):
         part_K = begin + tl.arange(0, PARTS)
         lse_K = tl.load(lse_parts_ptr + part_K * num_rows + row, mask=part_K < num_parts, other=float("-inf"))
+        lse_K *= LOG2_E
         row_K = part_K.to(tl.int64) * num_rows + row
-        acc_D, sum_, max_ = merge_step(
-            acc_D, sum_, max_, parts_ptr + row_K[:, None] * D + d_D, lse_K * LOG2_E, d_D < D
-        )
+        real_KD = (lse_K > LOWEST)[:, None] & (d_D < D)  # what saw nothing may hold anything
+        part_KD = tl.load(parts_ptr + row_K[:, None] * D + d_D, mask=real_KD, other=0.0).to(tl.float32)
+        weight_K, keep, sum_, max_ = weigh(lse_K, sum_, max_)
+        acc_D = acc_D * keep + tl.sum(part_KD * weight_K[:, None], 0)
     seen = sum_ > 0.0
     sum_ = tl.where(seen, sum_, 1.0)
     tl.store(out_ptr + row * D + d_D, (acc_D / sum_).to(out_ptr.dtype.element_ty), mask=d_D < D)
@@ -107,12 +109,12 @@ def _merge_kernel(
 
 
 @triton.jit
-def merge_step(acc_D, sum_, max_, part_ptr_KD, lse_K, real_D):
-    """Take the parts at `part_ptr_KD`, whose log-sum-exps are `lse_K` in base 2; those of minus infinity are
-    not read.
+def weigh(lse_K, sum_, max_):
+    """(weights, what is left of the sums before, sum, max) with parts of such log-sum-exps in base 2.
+
+    Of one row, or of several: [K, H] with sums and maxima [H].
     """
-    part_KD = tl.load(part_ptr_KD, mask=(lse_K > LOWEST)[:, None] & real_D, other=0.0).to(tl.float32)
     new_max = tl.maximum(max_, tl.max(lse_K, 0))
     weight_K = tl.exp2(lse_K - new_max)
     keep = tl.exp2(max_ - new_max)
-    return acc_D * keep + tl.sum(part_KD * weight_K[:, None], 0), sum_ * keep + tl.sum(weight_K, 0), new_max
+    return weight_K, keep, sum_ * keep + tl.sum(weight_K, 0), new_max

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headway_kernels.decode_plan import DecodePlan, share
 from headway_kernels.launch import FUSED
+from headway_kernels.merge import weigh
 from headway_kernels.online_softmax import LN_2, LOWEST, last_step
 from headway_kernels.tiles import merge_heads, padded
 
@@ -123,12 +124,8 @@ def _merge_shares_kernel(
         part_KHD = tl.load(
             parts_ptr + row_KH[:, :, None] * D + d_D, mask=there_KH[:, :, None] & (d_D < D), other=0.0
         )
-        new_max_H = tl.maximum(max_H, tl.max(lse_KH, 0))
-        weight_KH = tl.exp2(lse_KH - new_max_H)
-        keep_H = tl.exp2(max_H - new_max_H)
+        weight_KH, keep_H, sum_H, max_H = weigh(lse_KH, sum_H, max_H)
         acc_HD = acc_HD * keep_H[:, None] + tl.sum(part_KHD * weight_KH[:, :, None], 0)
-        sum_H = sum_H * keep_H + tl.sum(weight_KH, 0)
-        max_H = new_max_H
     out_HD, lse_H = last_step(acc_HD, sum_H, max_H)
     several_H = real_H & (first_H < last_H)
     tl.store(out_ptr_HD, out_HD.to(out_ptr.dtype.element_ty), mask=several_H[:, None] & (d_D < D))

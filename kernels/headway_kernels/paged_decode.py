@@ -78,6 +78,7 @@ def paged_decode(
     check_values: look at lengths, plan and page numbers too (`debug`), which waits for the device.
     Raises ValueError for tensors that do not fit each other.
     """
+    num_seqs = len(context_lens_B)
     num_rows, _, head_dim = check_attention(
         "paged_decode",
         q_BQD,
@@ -85,6 +86,7 @@ def paged_decode(
         v_pool,
         table=page_table_BP,
         context_lens=context_lens_B,
+        num_seqs=num_seqs,
         group_bounds=group_bounds,
         sinks=sinks_Q,
         slopes=alibi_slopes_Q,
@@ -94,7 +96,6 @@ def paged_decode(
         out=out_BQD,
         lse=lse_BQ,
     )
-    num_seqs = len(context_lens_B)
     check_num_queries("paged_decode", num_queries, num_seqs, q_BQD)
     step: dict[str, Any] = {
         "num_kv_heads": k_pool.shape[1],

@@ -1,11 +1,11 @@
 """Attention over pages: the reference against one query and head at a time, in float64."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
+import attention_cases
+from attention_cases import Cache
 from headway_kernels import reference
 
 HEADS = {
@@ -16,37 +16,10 @@ HEADS = {
 }
 
 
-@dataclass
-class Cache:
-    """Sequences' keys and values [L, G, D] laid out in pools whose every other slot is NaN."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    k_pool: Tensor
-    v_pool: Tensor
-    table: Tensor  # int32 [S, P]; behind a sequence's pages it points anywhere
-
-
-def make_cache(lengths: list[int], num_kv_heads: int, page_size: int, head_dim: int = 6) -> Cache:
+def make_cache(lengths: list[int], num_kv_heads: int, page_size: int) -> Cache:
     torch.manual_seed(sum(lengths) + page_size)
-    counts = [-(-length // page_size) for length in lengths]
-    num_pages = sum(counts) + 3
-    pools = [
-        torch.full((num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=torch.float64)
-        for _ in range(2)
-    ]
-    order = torch.randperm(num_pages)
-    table = torch.randint(0, num_pages, (len(lengths), max(counts) + 2), dtype=torch.int32)
-    cache = Cache([], [], *pools, table)
-    for row, (length, pages) in enumerate(zip(lengths, order[: sum(counts)].split(counts), strict=True)):
-        table[row, : len(pages)] = pages
-        cache.keys.append(torch.randn(length, num_kv_heads, head_dim, dtype=torch.float64))
-        cache.values.append(torch.randn(length, num_kv_heads, head_dim, dtype=torch.float64))
-        for position in range(length):
-            page, offset = int(pages[position // page_size]), position % page_size
-            pools[0][page, :, offset] = cache.keys[row][position]
-            pools[1][page, :, offset] = cache.values[row][position]
-    return cache
+    shape = {"num_kv_heads": num_kv_heads, "page_size": page_size, "head_dim": 6}
+    return attention_cases.make_cache(lengths, **shape, dtype=torch.float64)
 
 
 def naive_attention(
