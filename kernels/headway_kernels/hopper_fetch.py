@@ -34,16 +34,18 @@ def fetch(board, box, ring, pages, landed, CLEANS: gl.constexpr, PAGE: gl.conste
         for tile in range(span.num_tiles):
             stage = num_done % STAGES
             begin = begin_of(tile, span, POSITIONS)
-            if (begin >= span.first) & (begin + POSITIONS <= work.context_len):
-                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), False, PAGE)
-            elif CLEANS:
+            full = ring.full.index(stage)
+            ends = begin + POSITIONS > work.context_len  # the sequence, within this tile
+            if CLEANS and ends:
                 _fetch(begin, box, pages, work, span, ring, num_done, landed.index(0), True, PAGE)
                 mbarrier.wait(landed.index(0), num_cleaned & 1)
                 _clean(ring.smem.index(stage), work.context_len - begin)
-                mbarrier.arrive(ring.full.index(stage), count=1)
+                mbarrier.arrive(full, count=1)
                 num_cleaned += 1
+            elif ends | (begin < span.first):
+                _fetch(begin, box, pages, work, span, ring, num_done, full, True, PAGE)
             else:
-                _fetch(begin, box, pages, work, span, ring, num_done, ring.full.index(stage), True, PAGE)
+                _fetch(begin, box, pages, work, span, ring, num_done, full, False, PAGE)
             num_done += 1
         work, span = read_note(num_read, board)
         num_read += 1
