@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headway_kernels import debug, hopper_prefill
+from headway_kernels.hopper_boxes import takes
 from headway_kernels.launch import (
     FUSED,
     capability,
@@ -121,8 +122,8 @@ def flash_prefill(
 def launch_prefill(call: PrefillCall, tile: Tiles | None) -> None:
     """Run the kernel that fits best, or the one that `tile` is of."""
     head_dim = call.q.shape[2]
-    takes = hopper_prefill.takes(call)
-    if takes and (tile is None or tile.groups):
+    suits = takes(call.k, call.v, paged=call.context_lens is not None)
+    if suits and (tile is None or tile.groups):
         hopper_prefill.launch(call, tile or tiles_by_roles(head_dim))
         return
     if tile is not None and tile.groups:

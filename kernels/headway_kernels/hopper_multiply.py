@@ -44,6 +44,9 @@ class Tensors(NamedTuple):
     out_head: Any
     lse: Any
     lse_token: Any
+    parts: Any  # [slots, groups * 64, D], and their log-sum-exps in base 2
+    parts_lse: Any
+    num_groups: Any
     sinks: Any
     slopes: Any
 
@@ -153,8 +156,10 @@ def _first_step(
     max_M = gl.full([GROUP_ROWS], LOWEST, gl.float32, by_row)
     sum_M = gl.full([GROUP_ROWS], 0.0, gl.float32, by_row)
     if VARIANT.sinks:
-        max_M = gl.load(tensors.sinks + head_M, mask=real_M, other=0.0).to(gl.float32) * LOG2_E
-        sum_M += 1.0
+        whole = work.slot < 0 if VARIANT.shares else True  # the merge counts a sink once for all parts
+        sink_M = gl.load(tensors.sinks + head_M, mask=real_M & whole, other=0.0).to(gl.float32) * LOG2_E
+        max_M = gl.where(whole, sink_M, max_M)
+        sum_M += gl.where(whole, 1.0, 0.0)
 
     stage = num_done % STAGES
     mbarrier.wait(keys.full.index(stage), num_done // STAGES & 1)
@@ -288,17 +293,23 @@ def _unpaired(pairs, smem):
 
 @gluon.jit
 def _write(GROUP: gl.constexpr, work, acc_MD, state, tensors, D: gl.constexpr, VARIANT: gl.constexpr):
-    """The result, and the log-sum-exp where it is asked for."""
+    """The result, or a part of it, and the log-sum-exp where it is asked for."""
     WIDE: gl.constexpr = acc_MD.shape[1]
     by_row: gl.constexpr = gl.SliceLayout(1, acc_MD.type.layout)
     sum_M, max_M = gl.convert_layout(state.sum, by_row), gl.convert_layout(state.max, by_row)
     token_M, head_M, real_M = _rows_of(GROUP, work, by_row)
     whole_M = gl.where(sum_M > 0.0, sum_M, 1.0)
-    if VARIANT.lse:
-        lse_M = gl.where(sum_M > 0.0, (max_M + gl.log2(whole_M)) * LN_2, float("-inf"))
-        gl.store(tensors.lse + token_M * tensors.lse_token + head_M, lse_M, mask=real_M)
-    out_M = tensors.out + token_M * tensors.out_token + head_M * tensors.out_head
+    lse_M = gl.where(sum_M > 0.0, max_M + gl.log2(whole_M), float("-inf"))
     d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, acc_MD.type.layout))
     real_MD = real_M[:, None] if D == WIDE else real_M[:, None] & (d_D < D)[None]
     out_MD = acc_MD * (1.0 / whole_M)[:, None]
-    gl.store(out_M[:, None] + d_D[None], out_MD.to(tensors.out.dtype.element_ty), mask=real_MD)
+    if VARIANT.shares and work.slot >= 0:
+        row_M = gl.arange(0, GROUP_ROWS, layout=by_row)
+        part_M = (work.slot * tensors.num_groups + GROUP) * GROUP_ROWS + row_M
+        gl.store(tensors.parts_lse + part_M, lse_M, mask=real_M)
+        gl.store(tensors.parts + part_M[:, None] * D + d_D[None], out_MD, mask=real_MD)
+    else:
+        if VARIANT.lse:
+            gl.store(tensors.lse + token_M * tensors.lse_token + head_M, lse_M * LN_2, mask=real_M)
+        out_M = tensors.out + token_M * tensors.out_token + head_M * tensors.out_head
+        gl.store(out_M[:, None] + d_D[None], out_MD.to(tensors.out.dtype.element_ty), mask=real_MD)

@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from headway_kernels import prefill_tiles
+from headway_kernels import decode_tiles, prefill_tiles
 from headway_kernels.prefill_tiles import Span, Work
 
 NOTES = gl.constexpr(3)  # on the board at once: the fetching warps are a tile ahead
@@ -51,18 +51,42 @@ class Ring(NamedTuple):
 work_of = gluon.jit(prefill_tiles.work_of.fn)
 span_of = gluon.jit(prefill_tiles.span_of.fn)
 begin_of = gluon.jit(prefill_tiles.begin_of.fn)
+share_of = gluon.jit(decode_tiles.share_of.fn)
+piece_of = gluon.jit(decode_tiles.piece_of.fn)
 
 
 @gluon.jit
-def write_notes(lengths, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
-    """The warp that finds out: a note for each tile of rows of the program, and a last one without work."""
+def write_notes(facts, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
+    """The warp that finds out: a note for all that the program has to do, and a last one without work."""
+    if VARIANT.shares:
+        num_written = _write_pieces(facts, board, ROWS, POSITIONS, VARIANT)
+    else:
+        num_written = _write_tiles(facts, board, ROWS, POSITIONS, VARIANT)
+    _write(board, num_written, Work(0, 0, 0, 0, 0, 0, 0, 0, 1, -1), Span(0, 0, 0, 0, 0, 0))
+
+
+@gluon.jit
+def _write_pieces(step, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
+    """A note for each piece of the program's share of a decoding step -> their number."""
+    num_written = 0
+    mine = share_of(step)
+    while mine.done < mine.end:
+        work, span, mine = piece_of(mine, step, ROWS, POSITIONS, VARIANT.window)
+        _write(board, num_written, work, span)
+        num_written += 1
+    return num_written
+
+
+@gluon.jit
+def _write_tiles(lengths, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
+    """A note for each tile of rows of the program -> their number."""
     num_written = 0
     for index in range(gl.cdiv(lengths.num_tiles * lengths.num_kv_heads, gl.num_programs(0))):
         work, span = _round_of(index, lengths, ROWS, POSITIONS, VARIANT)
         if span.num_tiles > 0:
             _write(board, num_written, work, span)
             num_written += 1
-    _write(board, num_written, Work(0, 0, 0, 0, 0, 0, 0, 0, 1), Span(0, 0, 0, 0, 0, 0))
+    return num_written
 
 
 @gluon.jit
@@ -76,9 +100,18 @@ def read_note(index, board):
         fields = joined(fields, gl.max(board.notes.index(place * FIELDS + field).load(layout), 0))
     mbarrier.arrive(board.empty.index(place), count=1)
     work = Work(
-        fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6], fields[7], fields[8]
+        fields[0],
+        fields[1],
+        fields[2],
+        fields[3],
+        fields[4],
+        fields[5],
+        fields[6],
+        fields[7],
+        fields[8],
+        fields[9],
     )
-    return work, Span(fields[9], fields[10], fields[11], fields[12], fields[13], fields[14])
+    return work, Span(fields[10], fields[11], fields[12], fields[13], fields[14], fields[15])
 
 
 @gluon.jit

@@ -1,75 +1,82 @@
 """The end of a paged decode: sequences that several programs had shares of, merged by log-sum-exp.
 
 Which programs had a share, and where each left its result, follows from the plan (`decode_plan`): shares are
-equal, and a program keeps its first sequence's result in its slot 0 and its last one's in slot 1. What lay in
+equal, and a program keeps its first piece's result in its slot 0 and its last one's in slot 1. What lay in
 one share is written already. Sequences without a context get their zeros here: no program had a tile of them.
 
-Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid:
-(B * num_queries, KV heads, heads of the largest group / HEADS), so that no program searches for its KV head.
+A sequence is cut where a share ends, so there are no more of them to merge than shares: of many sequences a
+program looks after the cut where a share begins, if that is its sequence's first one; of few, after a
+sequence. Launched while the decode still ran (programmatic dependent launch) this was no faster, and slower
+by 9 us where one sequence is in all shares.
 
-Shape suffixes: as in `reference`; K parts of a context, W programs, H heads that a program takes.
+Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid: (W, or B times blocks
+if they are fewer; a block's rows / HEADS).
+
+Shape suffixes: as in `reference`; K parts of a context, W programs, H rows that a program takes.
 """
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from headway_kernels.decode_plan import DecodePlan, share
+from headway_kernels.decode_call import DecodeCall
+from headway_kernels.decode_plan import share
 from headway_kernels.launch import FUSED
 from headway_kernels.merge import weigh
-from headway_kernels.online_softmax import LN_2, LOWEST, last_step
-from headway_kernels.tiles import merge_heads, padded
+from headway_kernels.online_softmax import LN_2, first_step, last_step
+from headway_kernels.tiles import merge_rows, padded
 
-MERGED = 32  # parts that a program reads at a time, of all its heads
+MERGED = 32  # parts that a program reads at a time, of all its rows
 
 
-def merge_shares(
-    plan: DecodePlan, out_BQD: Tensor, lse_BQ: Tensor | None, *, bounds: Tensor, sinks_Q: Tensor | None
-) -> None:
-    """Fill the rows of `out_BQD`, and of `lse_BQ`, that no program had the whole of.
-
-    bounds: of the groups, on the device. The parts are counted with the sink, which is for empty contexts.
-    """
-    num_rows, _, head_dim = out_BQD.shape
-    heads = merge_heads(num_rows * plan.num_kv_heads, plan.group)
-    _merge_shares_kernel[(num_rows, plan.num_kv_heads, -(-plan.group // heads))](
+def merge_shares(call: DecodeCall) -> None:
+    """Fill the rows of the results that no program had the whole of."""
+    plan, head_dim = call.plan, call.q.shape[2]
+    num_rows = min(plan.tile.rows, plan.group * plan.num_queries)  # that a block has
+    num_whole = plan.num_kv_heads * plan.blocks * len(call.context_lens)  # pieces, had they not been cut
+    rows = merge_rows(num_rows, -(-plan.num_programs // num_whole) + 1)
+    _merge_shares_kernel[(min(plan.num_programs, num_whole), -(-num_rows // rows))](
         plan.parts,
         plan.lse,
-        out_BQD,
-        lse_BQ,
+        call.out,
+        call.lse,
         plan.tile_starts,
-        bounds,
-        sinks_Q,
-        len(plan.tile_starts) - 1,
-        plan.num_kv_heads * plan.blocks,
+        plan.first_row,
+        call.bounds,
+        call.sinks,
+        len(call.context_lens),
+        plan.num_kv_heads,
+        plan.blocks,
+        plan.num_queries,
         plan.num_programs,
-        *out_BQD.stride()[:2],
-        0 if lse_BQ is None else lse_BQ.stride(0),
+        *call.out.stride()[:2],
+        0 if call.lse is None else call.lse.stride(0),
         D=head_dim,
         WIDE=padded(head_dim),
         ROWS=plan.tile.rows,
-        BLOCKS=plan.blocks,
-        QUERIES=plan.num_queries,
-        HEADS=heads,
-        PARTS=MERGED // heads,
-        HAS_SINKS=sinks_Q is not None,
-        HAS_LSE=lse_BQ is not None,
+        HEADS=rows,
+        PARTS=MERGED // rows,
+        BY_CUT=plan.num_programs < num_whole,
+        HAS_SINKS=call.sinks is not None,
+        HAS_LSE=call.lse is not None,
         num_warps=4,
         **FUSED,
     )
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "num_programs"])
+@triton.jit(do_not_specialize=["num_seqs", "num_kv_heads", "num_blocks", "num_queries", "num_programs"])
 def _merge_shares_kernel(
     parts_ptr,
     parts_lse_ptr,
     out_ptr,
     lse_ptr,
     tile_starts_ptr,
+    first_row_ptr,
     bounds_ptr,
     sinks_ptr,
     num_seqs,
+    num_kv_heads,
     num_blocks,
+    num_queries,
     num_programs,
     out_row,
     out_head,
@@ -77,49 +84,47 @@ def _merge_shares_kernel(
     D: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    QUERIES: tl.constexpr,
     HEADS: tl.constexpr,
     PARTS: tl.constexpr,
+    BY_CUT: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):
-    """One token and `HEADS` query heads; nothing to do where their rows lie in one share."""
-    token, kv_head = tl.program_id(0), tl.program_id(1)
-    place_H = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
-    head_H = tl.load(bounds_ptr + kv_head) + place_H
-    real_H = head_H < tl.load(bounds_ptr + kv_head + 1)  # a group may be smaller than the largest
-    row = token // QUERIES
-    d_D = tl.arange(0, WIDE)
+    """`HEADS` rows of one sequence's block: of which one, the program's number says, or its cut."""
+    index = tl.program_id(0)
     total = tl.load(tile_starts_ptr + num_seqs)
-    start = tl.load(tile_starts_ptr + row)
-    num_tiles = tl.load(tile_starts_ptr + row + 1) - start
-    out_ptr_HD = out_ptr + token.to(tl.int64) * out_row + (head_H * out_head)[:, None] + d_D
-    real_HD = real_H[:, None] & (d_D < D)
-    if num_tiles == 0:
-        tl.store(out_ptr_HD, tl.zeros((HEADS, WIDE), out_ptr.dtype.element_ty), mask=real_HD)
-        if HAS_LSE:
-            nothing_H = tl.full((HEADS,), float("-inf"), tl.float32)
-            if HAS_SINKS:
-                nothing_H = tl.load(sinks_ptr + head_H, mask=real_H).to(tl.float32)
-            tl.store(lse_ptr + token * lse_row + head_H, nothing_H, mask=real_H)
-        return
-    within_H = place_H * QUERIES + token % QUERIES
-    start_H = start + (kv_head * BLOCKS + within_H // ROWS) * total
-    per = share(total * num_blocks, num_programs)
-    first_H = start_H // per
-    last_H = (start_H + num_tiles - 1) // per
-    num_parts = tl.max(tl.where(real_H, last_H - first_H, 0), 0) + 1
-    if num_parts == 1:
-        return
-    max_H, sum_H = tl.full((HEADS,), LOWEST, tl.float32), tl.full((HEADS,), 0.0, tl.float32)
+    per = tl.maximum(share(total * num_kv_heads * num_blocks, num_programs), 1)
+    if BY_CUT:
+        block = index * per // tl.maximum(total, 1)
+        row = tl.minimum(tl.load(first_row_ptr + index), num_seqs - 1)
+    else:
+        block, row = index // num_seqs, index % num_seqs
+    kv_head = tl.minimum(block // num_blocks, num_kv_heads - 1)
+    first_head = tl.load(bounds_ptr + kv_head)
+    group = tl.load(bounds_ptr + kv_head + 1) - first_head
+    start = block * total + tl.load(tile_starts_ptr + row)
+    end = block * total + tl.load(tile_starts_ptr + row + 1)
+    first = start // per
+    num_parts = (end - 1) // per - first + 1
+    cut = (num_parts > 1) & (block < num_kv_heads * num_blocks)
+    if BY_CUT:  # only the first cut of a sequence
+        cut &= first == index - 1
+    num_parts = tl.where(cut, num_parts, 0)
+
+    part_row_H = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    row_H = block % num_blocks * ROWS + part_row_H
+    head_H = first_head + row_H % group
+    real_H = (row_H // group < num_queries) & (part_row_H < tl.where(cut, ROWS, 0))
+    d_D = tl.arange(0, WIDE)
+    # No part has counted the sink.
+    max_H, sum_H = first_step(sinks_ptr + head_H if HAS_SINKS else None, real_H, HAS_SINKS)
     acc_HD = tl.zeros((HEADS, WIDE), tl.float32)
     for begin in range(0, num_parts, PARTS):
-        worker_KH = first_H + begin + tl.arange(0, PARTS)[:, None]
-        there_KH = (worker_KH <= last_H) & real_H
+        part_K = begin + tl.arange(0, PARTS)
+        there_KH = (part_K < num_parts)[:, None] & real_H
         # A share that begins before the sequence has it as its last piece, else as its first.
-        slot_KH = 2 * worker_KH + (worker_KH * per < start_H).to(tl.int32)
-        row_KH = slot_KH * ROWS + within_H % ROWS
+        slot_K = 2 * (first + part_K) + ((first + part_K) * per < start).to(tl.int32)
+        row_KH = slot_K[:, None] * ROWS + part_row_H
         lse_KH = tl.load(parts_lse_ptr + row_KH, mask=there_KH, other=float("-inf"))
         part_KHD = tl.load(
             parts_ptr + row_KH[:, :, None] * D + d_D, mask=there_KH[:, :, None] & (d_D < D), other=0.0
@@ -127,7 +132,54 @@ def _merge_shares_kernel(
         weight_KH, keep_H, sum_H, max_H = weigh(lse_KH, sum_H, max_H)
         acc_HD = acc_HD * keep_H[:, None] + tl.sum(part_KHD * weight_KH[:, :, None], 0)
     out_HD, lse_H = last_step(acc_HD, sum_H, max_H)
-    several_H = real_H & (first_H < last_H)
-    tl.store(out_ptr_HD, out_HD.to(out_ptr.dtype.element_ty), mask=several_H[:, None] & (d_D < D))
+    token_H = (row * num_queries + row_H // group).to(tl.int64)
+    out_ptr_HD = out_ptr + (token_H * out_row + head_H * out_head)[:, None] + d_D
+    tl.store(out_ptr_HD, out_HD.to(out_ptr.dtype.element_ty), mask=real_H[:, None] & (d_D < D))
     if HAS_LSE:
-        tl.store(lse_ptr + token * lse_row + head_H, lse_H * LN_2, mask=several_H)
+        tl.store(lse_ptr + token_H * lse_row + head_H, lse_H * LN_2, mask=real_H)
+    if tl.program_id(1) == 0:
+        for other in range(index, num_seqs, tl.num_programs(0)):
+            if tl.load(tile_starts_ptr + other) == tl.load(tile_starts_ptr + other + 1):
+                _write_nothing(
+                    other,
+                    tl.load(bounds_ptr + num_kv_heads),
+                    num_queries,
+                    out_ptr,
+                    lse_ptr,
+                    sinks_ptr,
+                    out_row,
+                    out_head,
+                    lse_row,
+                    D,
+                    WIDE,
+                    HAS_SINKS,
+                    HAS_LSE,
+                )
+
+
+@triton.jit
+def _write_nothing(
+    row,
+    num_heads,
+    num_queries,
+    out_ptr,
+    lse_ptr,
+    sinks_ptr,
+    out_row,
+    out_head,
+    lse_row,
+    D: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):
+    """What a sequence without a context gives: zeros, and as log-sum-exp its sinks."""
+    d_D = tl.arange(0, WIDE)
+    first = row * tl.full((), num_queries, tl.int64)
+    for query in range(num_queries):
+        for head in range(num_heads):
+            place = out_ptr + (first + query) * out_row + head * out_head + d_D
+            tl.store(place, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
+            if HAS_LSE:
+                nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
+                tl.store(lse_ptr + (first + query) * lse_row + head, nothing)

@@ -3,10 +3,10 @@
     out[b, q] = softmax_l(f(scale * q[b, q] . k[l, g(q)])) @ v[l, g(q)],  l <= position of b
 
 Memory-bound: K and V are read once, so a KV head's query heads, each with all of its tokens, are the rows of
-one tile (row = head * num_queries + token): 16 at least, what a matrix product takes. A persistent grid takes
-equal shares of all tiles of positions (`decode_plan`). A sequence that lies in one share is written at once;
-the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q, out
-[B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
+one tile (row = token * group + head): 16 at least, what a matrix product takes. A persistent grid takes
+equal shares of all tiles of positions (`decode_plan`, `decode_tiles`). A sequence that lies in one share is
+written at once; the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q,
+out [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
 numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then that of the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
@@ -23,21 +23,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headway_kernels import debug
-from headway_kernels.decode_plan import DecodePlan, plan_decode, share
-from headway_kernels.launch import (
-    FUSED,
-    bounds_tensor,
-    check_attention,
-    check_num_queries,
-    heads_of,
-    precision,
-    within_int32,
-)
+from headway_kernels import debug, hopper_decode
+from headway_kernels.decode_call import DecodeCall
+from headway_kernels.decode_plan import DecodePlan, plan_decode
+from headway_kernels.decode_tiles import Step, piece_of, share_of
+from headway_kernels.hopper_boxes import takes
+from headway_kernels.launch import FUSED, check_attention, check_num_queries, heads_of, precision
 from headway_kernels.merge_shares import merge_shares
 from headway_kernels.online_softmax import (
     LN_2,
-    LOG2_E,
     LOWEST,
     first_step,
     last_step,
@@ -46,7 +40,6 @@ from headway_kernels.online_softmax import (
 )
 from headway_kernels.pool_tiles import pages_between, slots_of
 from headway_kernels.tiles import padded
-from headway_kernels.variant import Variant
 
 
 def paged_decode(
@@ -123,59 +116,50 @@ def paged_decode(
     out_BQD = torch.empty_like(q_BQD) if out_BQD is None else out_BQD
     if not num_rows:
         return out_BQD
-    num_blocks = k_pool.shape[1] * plan.blocks
-    bounds = bounds_tensor(tuple(group_bounds), q_BQD.device)
-    lse_row = 0 if lse_BQ is None else lse_BQ.stride(0)
-    variant = Variant(
-        window=window is not None,
-        softcap=softcap is not None,
-        sinks=sinks_Q is not None,
-        alibi=alibi_slopes_Q is not None,
-        lse=lse_BQ is not None,
+    call = DecodeCall(
+        q=q_BQD,
+        k_pool=k_pool,
+        v_pool=v_pool,
+        table=page_table_BP,
+        context_lens=context_lens_B,
+        plan=plan,
+        group_bounds=group_bounds,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks_Q,
+        slopes=alibi_slopes_Q,
+        out=out_BQD,
+        lse=lse_BQ,
     )
-    plain = not (variant.softcap or variant.alibi)
-    _decode_kernel[(plan.num_programs,)](
-        q_BQD,
-        k_pool,
-        v_pool,
-        out_BQD,
-        lse_BQ,
-        plan.parts,
-        plan.lse,
-        page_table_BP,
-        context_lens_B,
-        plan.tile_starts,
-        plan.first_row,
-        bounds,
-        sinks_Q,
-        alibi_slopes_Q,
-        num_seqs,
-        num_blocks,
-        scale * LOG2_E.value if plain else scale,
-        within_int32(window) or 0,
-        softcap or 0.0,
-        *q_BQD.stride()[:2],
-        *out_BQD.stride()[:2],
-        *k_pool.stride()[:3],
-        *v_pool.stride()[:3],
-        page_table_BP.stride(0),
-        lse_row,
-        PAGE=k_pool.shape[2],
+    if plan.tile.groups and takes(k_pool, v_pool, paged=True):
+        hopper_decode.launch(call)
+    else:
+        _launch(call)
+    merge_shares(call)
+    return out_BQD
+
+
+def _launch(call: DecodeCall) -> None:
+    """Run the plain kernel."""
+    tile, head_dim = call.plan.tile, call.q.shape[2]
+    _decode_kernel[(call.plan.num_programs,)](
+        *call.arguments(),
+        call.k_pool,
+        call.v_pool,
+        *call.k_pool.stride()[:3],
+        *call.v_pool.stride()[:3],
+        PAGE=call.k_pool.shape[2],
         D=head_dim,
         WIDE=padded(head_dim),
-        ROWS=plan.tile.rows,
-        POSITIONS=plan.tile.positions,
-        BLOCKS=plan.blocks,
-        QUERIES=num_queries,
-        VARIANT=variant,
-        PRECISION=precision(q_BQD.dtype),
-        num_warps=plan.tile.num_warps,
-        num_stages=plan.tile.num_stages,
-        maxnreg=plan.tile.registers,
+        ROWS=tile.rows,
+        POSITIONS=tile.positions,
+        VARIANT=call.variant,
+        PRECISION=precision(call.q.dtype),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         **FUSED,
     )
-    merge_shares(plan, out_BQD, lse_BQ, bounds=bounds, sinks_Q=sinks_Q)
-    return out_BQD
 
 
 def decode_bytes(**shape: object) -> int:
@@ -186,11 +170,11 @@ def decode_bytes(**shape: object) -> int:
     return 0
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_blocks", "window", "table_row"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "num_kv_heads", "num_blocks", "num_queries", "window", "table_row"]
+)
 def _decode_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
     out_ptr,
     lse_ptr,
     parts_ptr,
@@ -203,7 +187,9 @@ def _decode_kernel(
     sinks_ptr,
     slopes_ptr,
     num_seqs,
+    num_kv_heads,
     num_blocks,
+    num_queries,
     scale,
     window,
     softcap,
@@ -211,80 +197,68 @@ def _decode_kernel(
     q_head,
     out_row,
     out_head,
+    table_row,
+    lse_row,
+    k_ptr,
+    v_ptr,
     k_page,
     k_head,
     k_slot,
     v_page,
     v_head,
     v_slot,
-    table_row,
-    lse_row,
     PAGE: tl.constexpr,
     D: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     POSITIONS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    QUERIES: tl.constexpr,
     VARIANT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     SHAPED: tl.constexpr = VARIANT.softcap or VARIANT.alibi
     EXACT: tl.constexpr = PRECISION == "ieee"
     fold = 1.0 if SHAPED else scale
-    worker = tl.program_id(0)
-    total = tl.load(tile_starts_ptr + num_seqs)
-    per = share(total * num_blocks, tl.num_programs(0))
-    done = worker * per
-    end = tl.minimum(done + per, total * num_blocks)
-    row = tl.load(first_row_ptr + worker)
-    slot = 2 * worker  # the first piece's; the last one's is the next
+    step = Step(
+        tile_starts_ptr,
+        first_row_ptr,
+        context_lens_ptr,
+        bounds_ptr,
+        num_seqs,
+        num_kv_heads,
+        num_blocks,
+        num_queries,
+        window,
+    )
     n_N = tl.arange(0, POSITIONS)
     d_D = tl.arange(0, WIDE)
     m_M = tl.arange(0, ROWS)
-    while done < end:
-        block = done // total
-        place = done - block * total
-        row = tl.where(place == 0, 0, row)
-        while tl.load(tile_starts_ptr + row + 1) <= place:  # sequences without a tile
-            row += 1
-        row_start = tl.load(tile_starts_ptr + row)
-        num_tiles = tl.load(tile_starts_ptr + row + 1) - row_start
-        first = place - row_start
-        last = tl.minimum(num_tiles, first + end - done)
-        context_len = tl.load(context_lens_ptr + row)
-        oldest = 0
-        if VARIANT.window:
-            oldest = tl.maximum(context_len - (QUERIES - 1) - window, 0)
-
-        kv_head = block // BLOCKS
-        within_M = block % BLOCKS * ROWS + m_M
-        query_M = within_M % QUERIES
-        head_M = tl.load(bounds_ptr + kv_head) + within_M // QUERIES
-        real_M = head_M < tl.load(bounds_ptr + kv_head + 1)
-        long_row = row.to(tl.int64)
-        token = long_row * QUERIES  # the sequence's first
-        q_MD = tl.load(
-            q_ptr + token * q_row + (query_M * q_row + head_M * q_head)[:, None] + d_D,
-            mask=real_M[:, None] & (d_D < D),
-            other=0.0,
-        )
+    mine = share_of(step)
+    while mine.done < mine.end:
+        work, span, mine = piece_of(mine, step, ROWS, POSITIONS, VARIANT.window)
+        row_M = work.first_row + m_M
+        query_M = row_M // work.group
+        head_M = work.first_head + row_M % work.group
+        real_M = query_M < num_queries
+        real_MD = real_M[:, None] & (d_D < D)
+        token_M = (work.start + query_M).to(tl.int64)
+        q_ptr_MD = q_ptr + (token_M * q_row + head_M * q_head)[:, None] + d_D
+        q_MD = tl.load(q_ptr_MD, mask=real_MD, other=0.0)
         slope_M1 = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0)[:, None] if VARIANT.alibi else None
         max_M, sum_M = first_step(sinks_ptr + head_M if VARIANT.sinks else None, real_M, VARIANT.sinks)
-        if VARIANT.sinks:  # the sink counts once
-            max_M = tl.where(first == 0, max_M, LOWEST)
-            sum_M = tl.where(first == 0, sum_M, 0.0)
+        if VARIANT.sinks:  # the merge counts a sink once for all parts
+            max_M = tl.where(work.slot < 0, max_M, LOWEST)
+            sum_M = tl.where(work.slot < 0, sum_M, 0.0)
         acc_MD = tl.zeros((ROWS, WIDE), tl.float32)
+        position_M = work.context_len - num_queries + query_M
 
-        pages = table_ptr + long_row * table_row
-        keys = k_ptr + kv_head.to(tl.int64) * k_head
-        values = v_ptr + kv_head.to(tl.int64) * v_head
-        begin = (oldest // POSITIONS + first) * POSITIONS
-        stop = tl.minimum((oldest // POSITIONS + last) * POSITIONS, context_len)
-        page_N = pages_between(pages, begin, oldest, stop, PAGE, POSITIONS)
+        pages = table_ptr + work.sequence.to(tl.int64) * table_row
+        keys = k_ptr + work.kv_head.to(tl.int64) * k_head
+        values = v_ptr + work.kv_head.to(tl.int64) * v_head
+        begin, stop = span.first // POSITIONS * POSITIONS, span.last + 1
+        page_N = pages_between(pages, begin, span.first, stop, PAGE, POSITIONS)
         for position in range(begin, stop, POSITIONS):
             position_N = position + n_N
-            there_N = (position_N >= oldest) & (position_N < stop)
+            there_N = (position_N >= span.first) & (position_N < stop)
             there_ND = there_N[:, None] & (d_D < D)
             slot_N = slots_of(position, PAGE, POSITIONS)
             long_page_N = page_N.to(tl.int64)
@@ -294,15 +268,12 @@ def _decode_kernel(
             v_ND = tl.load(
                 values + (long_page_N * v_page + slot_N * v_slot)[:, None] + d_D, mask=there_ND, other=0.0
             )
-            page_N = pages_between(pages, position + POSITIONS, oldest, stop, PAGE, POSITIONS)
+            page_N = pages_between(pages, position + POSITIONS, span.first, stop, PAGE, POSITIONS)
             score_MN = tl.dot(q_MD, k_ND.T, input_precision=PRECISION)
-            seen_MN = there_N[None]
-            distance_MN = (context_len - 1 - position_N)[None]
-            if QUERIES > 1:  # each from a position of its own
-                distance_MN -= QUERIES - 1 - query_M[:, None]
-                seen_MN &= distance_MN >= 0
-                if VARIANT.window:
-                    seen_MN &= distance_MN < window
+            distance_MN = position_M[:, None] - position_N[None]
+            seen_MN = there_N[None] & (distance_MN >= 0)
+            if VARIANT.window:
+                seen_MN &= distance_MN < window
             if SHAPED:
                 score_MN = shape_scores(
                     score_MN, distance_MN, scale, softcap, slope_M1, VARIANT.softcap, VARIANT.alibi, EXACT
@@ -311,16 +282,12 @@ def _decode_kernel(
             acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
 
         out_MD, lse_M = last_step(acc_MD, sum_M, max_M)
-        real_MD = real_M[:, None] & (d_D < D)[None]
-        if last - first == num_tiles:
-            ptr_MD = out_ptr + token * out_row + (query_M * out_row + head_M * out_head)[:, None] + d_D[None]
-            tl.store(ptr_MD, out_MD.to(out_ptr.dtype.element_ty), mask=real_MD)
+        if work.slot < 0:
+            out_ptr_MD = out_ptr + (token_M * out_row + head_M * out_head)[:, None] + d_D
+            tl.store(out_ptr_MD, out_MD.to(out_ptr.dtype.element_ty), mask=real_MD)
             if VARIANT.lse:
-                tl.store(lse_ptr + token * lse_row + query_M * lse_row + head_M, lse_M * LN_2, mask=real_M)
+                tl.store(lse_ptr + token_M * lse_row + head_M, lse_M * LN_2, mask=real_M)
         else:
-            part_M = slot * ROWS + m_M
-            tl.store(parts_ptr + part_M[:, None] * D + d_D[None], out_MD, mask=real_MD)
+            part_M = work.slot * ROWS + m_M
+            tl.store(parts_ptr + part_M[:, None] * D + d_D, out_MD, mask=real_MD)
             tl.store(parts_lse_ptr + part_M, lse_M, mask=real_M)
-        slot = 2 * worker + 1
-        done += last - first
-        row += 1

@@ -14,7 +14,9 @@ import triton.language as tl
 
 
 class Work(NamedTuple):
-    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins."""
+    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. slot: where a part
+    of a result goes (`decode_tiles`), -1 for a whole one.
+    """
 
     kv_head: Any
     sequence: Any
@@ -25,6 +27,7 @@ class Work(NamedTuple):
     offset: Any
     first_head: Any
     group: Any  # query heads of the KV head
+    slot: Any
 
 
 class Span(NamedTuple):
@@ -63,7 +66,7 @@ def work_of(
         offset = 0
         context_len = tl.load(context_lens_ptr + row)
     first_row = (tile - (start * group // ROWS + row)) * ROWS
-    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group)
+    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group, -1)
 
 
 @triton.jit

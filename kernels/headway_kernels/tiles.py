@@ -15,9 +15,8 @@ SHARED_LARGE = (9, 10)  # major capabilities of devices with 227 KiB of shared m
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiles:
-    """rows, positions: of a tile of scores; groups: of warps that only multiply (`hopper_prefill`), 0 where
-    all warps do everything; programs: of a persistent grid, a multiprocessor; registers: the most that a
-    thread takes, where the compiler would take more than so many programs leave it.
+    """rows, positions: of a tile of scores; groups: of warps that only multiply (`hopper_roles`), 0 where
+    all warps do everything; programs: of a persistent grid, a multiprocessor.
     """
 
     rows: int
@@ -26,7 +25,6 @@ class Tiles:
     num_stages: int
     groups: int = 0
     programs: int = 1
-    registers: int | None = None
 
     def __post_init__(self) -> None:
         if self.groups and self.rows != 64 * self.groups:
@@ -91,11 +89,9 @@ def vocab_chunk(num_rows: int, vocab_size: int) -> int:
     return 2048 if num_rows * vocab_size > 1 << 21 else 1024
 
 
-def merge_heads(num_rows: int, group: int) -> int:
-    """Query heads of a KV head that a program of `merge_shares` takes: several where there are rows enough to
-    keep all multiprocessors busy even so, since most programs find nothing to merge, or few parts.
-    """
-    return 1 if num_rows * group < 1024 else min(padded(group, 1), 8)
+def merge_rows(num_rows: int, num_parts: int) -> int:
+    """Rows of a block that a program of `merge_shares` takes: as many as its parts leave room for."""
+    return max(min(padded(num_rows, 1), 8, 32 // padded(num_parts, 1)), 1)
 
 
 def padded(size: int, least: int = 16) -> int:
@@ -116,17 +112,27 @@ def _prefill(wide: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile
 
 
 def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    if capability[0] == HOPPER[0] and dtype != torch.float32:
+        return _decode_by_roles(wide, group)
     rows = min(padded(group), 64 if wide > 128 else 128)
     if dtype == torch.float32:
         return Tiles(rows=min(rows, 32), positions=32, num_warps=4, num_stages=2, programs=2)
     if capability[0] not in SHARED_LARGE or wide > 128:
         return Tiles(rows=min(rows, 64), positions=32, num_warps=4, num_stages=2, programs=2)
-    if rows > 64 and wide <= 64 and capability[0] == HOPPER[0]:
-        # 71 heads of one, D 64, on an H200, 2026-11-25: 17.0, 16.8, 40.0 and 37.8 us for 1 x 32768, 8 x 8192,
-        # 64 x 4096 and 256 x 1024; with one program 13.6, 16.6, 44.7 and 45.3. At D 128 tiles take 128 KiB of
-        # shared memory, so that one program fits, and 128 registers would spill 136 bytes a thread or more.
-        return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=2, registers=128)
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)
-    # With more registers a third of the programs waits for the others: 342 us in place of 259 (64 x 4096).
-    return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=3, registers=168)
+    return Tiles(rows=rows, positions=64, num_warps=4, num_stages=2, programs=2)
+
+
+def _decode_by_roles(wide: int, group: int) -> Tiles:
+    """Of `hopper_decode`. On an H200, 2026-11-25, 32/8 heads, D 128, 32 x 4096: tiles of 64 positions in two
+    programs of 2 stages 137 us, of 3 stages 139, of 32 positions and 6 stages 142; one program 148 to 151.
+    71 heads of one, D 64, 64 x 4096: two groups, 128 positions, 3 stages 34.4, 5 stages 35.1, two programs
+    39.5. Of D above 128 nothing has been measured.
+    """
+    if wide > 128:
+        return Tiles(rows=64, positions=64, num_warps=4, num_stages=3, groups=1)
+    positions = 128 if wide <= 64 else 64
+    if group <= 64:
+        return Tiles(rows=64, positions=positions, num_warps=4, num_stages=2, groups=1, programs=2)
+    return Tiles(rows=128, positions=128, num_warps=4, num_stages=3 if wide <= 64 else 2, groups=2)

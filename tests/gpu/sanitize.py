@@ -35,7 +35,7 @@ def main(device: str = "cuda", part: str = "") -> None:
     from headway_kernels.tiles import Tiles
 
     torch.manual_seed(0)
-    alike = {"tile": Tiles(rows=64, positions=64, num_warps=4, num_stages=2)}  # the plain kernel of prefill
+    alike = {"tile": Tiles(rows=64, positions=64, num_warps=4, num_stages=2)}  # the plain kernels
     kind: dict[str, Any] = {"device": device, "dtype": torch.float16}  # bfloat16 launches the same
     ragged, many = HEADS["ragged"], HEADS["MQA, more heads than a tile has rows"]
     prefill = partial(check_prefill, gpu.flash_prefill, **kind)
@@ -54,6 +54,7 @@ def main(device: str = "cuda", part: str = "") -> None:
         "decode, a tile a program": partial(decode, LENGTHS, ragged, "all of them"),
         "decode, four queries": partial(decode, LENGTHS, ragged, "all of them", num_queries=4),
         "decode, two blocks of rows": partial(decode, LENGTHS, many, num_queries=2),
+        "decode, all warps alike": partial(decode, LENGTHS, ragged, "all of them", num_queries=4, **alike),
         "merge": partial(check_merge, device),
     }
     for name, check in cases.items():

@@ -10,6 +10,7 @@ import torch
 
 from attention_cases import HEADS, VARIANTS
 from attention_checks import check_decode, check_prefill, check_prefill_dense
+from headway_kernels.tiles import Tiles
 from waiting import without_waiting
 
 pytestmark = pytest.mark.gpu
@@ -90,6 +91,21 @@ def test_long_prompts(head_dim: int, variant: str) -> None:
 @pytest.mark.parametrize("page_size", [8, 24])
 def test_pages_that_no_box_fits_are_read_by_pointer(page_size: int) -> None:
     prefill(CHUNKS, HEADS["ragged"], "window", head_dim=128, page_size=page_size)
+    decode(LENGTHS, HEADS["ragged"], "window", head_dim=128, page_size=page_size)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decode_with_all_warps_alike(variant: str) -> None:
+    tile = Tiles(rows=16, positions=64, num_warps=4, num_stages=2, programs=2)
+    decode(LENGTHS, HEADS["ragged"], variant, head_dim=128, tile=tile)
+    decode(LENGTHS, HEADS["ragged"], variant, head_dim=80, num_queries=4, tile=tile)
+
+
+def test_a_batch_of_many_short_contexts_and_a_long_one() -> None:
+    """More sequences than programs, some without a context, and one that most programs have a part of."""
+    lengths = [9000, *(index % 5 * 40 for index in range(700))]
+    for variant in ("plain", "all of them"):
+        decode(lengths, HEADS["GQA"], variant, head_dim=128)
 
 
 def test_rows_off_multiples_of_16_bytes_are_read_by_pointer() -> None:

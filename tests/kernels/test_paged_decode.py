@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from attention_cases import HEADS, VARIANTS
 from attention_checks import check_decode
 from headway_kernels.decode_plan import plan_decode
+from headway_kernels.hopper_roles import registers_of
 from headway_kernels.paged_decode import paged_decode
 from headway_kernels.tiles import Tiles, tiles
 
@@ -209,5 +210,9 @@ def test_all_programs_of_a_multiprocessor_fit_there_at_once(
     for head_dim in (64, 80, 96, 128, 192, 256):
         for group in (1, 4, 16, 64, 71, 128, 142):
             tile = tiles("paged_decode", head_dim=head_dim, group=group, dtype=dtype, capability=capability)
-            registers = (tile.registers or 255) * 32 * tile.num_warps * tile.programs
+            registers = 255 * 32 * tile.num_warps * tile.programs
+            if tile.groups:
+                begin, multiplying = registers_of(tile)
+                assert begin is None or begin * (tile.groups + 1) * 128 * tile.programs <= 65_536
+                registers = (multiplying * tile.groups + 32) * 128 * tile.programs
             assert tile.programs == 1 or registers <= 65_536, (head_dim, group, tile)
