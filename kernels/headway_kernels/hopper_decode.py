@@ -26,7 +26,7 @@ from headway_kernels.tiles import padded
 def launch(call: DecodeCall) -> None:
     """Run the kernel, by its plan's tile, for pools that `hopper_boxes` `takes`."""
     tile, page_size, head_dim = call.plan.tile, *call.k_pool.shape[2:]
-    at_first, multiplying = registers_of(tile)
+    at_first, multiplying, fetching = registers_of(tile)
     _hopper_decode_kernel[(call.plan.num_programs,)](
         *call.arguments(),
         *boxes(call.k_pool, call.v_pool, tile.positions, paged=True),
@@ -38,6 +38,7 @@ def launch(call: DecodeCall) -> None:
         GROUPS=tile.groups,
         VARIANT=call.variant,
         REGISTERS=multiplying,
+        FETCH_REGISTERS=fetching,
         maxnreg=at_first,
         num_warps=4,
         **FUSED,
@@ -81,6 +82,7 @@ def _hopper_decode_kernel(
     GROUPS: gl.constexpr,
     VARIANT: gl.constexpr,
     REGISTERS: gl.constexpr,
+    FETCH_REGISTERS: gl.constexpr,
 ):
     step = Step(
         tile_starts_ptr,
@@ -124,4 +126,5 @@ def _hopper_decode_kernel(
         GROUPS,
         VARIANT,
         REGISTERS,
+        FETCH_REGISTERS,
     )

@@ -36,16 +36,16 @@ def fetch(board, box, ring, pages, landed, CLEANS: gl.constexpr, PAGE: gl.conste
             begin = begin_of(tile, span, POSITIONS)
             full = ring.full.index(stage)
             ends = begin + POSITIONS > work.context_len  # the sequence, within this tile
-            if CLEANS and ends:
+            if (begin >= span.first) & (begin + POSITIONS <= work.context_len):  # most, so first
+                _fetch(begin, box, pages, work, span, ring, num_done, full, False, PAGE)
+            elif CLEANS and ends:
                 _fetch(begin, box, pages, work, span, ring, num_done, landed.index(0), True, PAGE)
                 mbarrier.wait(landed.index(0), num_cleaned & 1)
                 _clean(ring.smem.index(stage), work.context_len - begin)
                 mbarrier.arrive(full, count=1)
                 num_cleaned += 1
-            elif ends | (begin < span.first):
-                _fetch(begin, box, pages, work, span, ring, num_done, full, True, PAGE)
             else:
-                _fetch(begin, box, pages, work, span, ring, num_done, full, False, PAGE)
+                _fetch(begin, box, pages, work, span, ring, num_done, full, True, PAGE)
             num_done += 1
         work, span = read_note(num_read, board)
         num_read += 1

@@ -26,6 +26,7 @@ def launch(call: PrefillCall, tile: Tiles) -> None:
     """Run the kernel for a call whose keys and values `hopper_boxes` `takes`."""
     head_dim, paged = call.q.shape[2], call.context_lens is not None
     num_kv_heads, num_tiles = call.num_tiles(tile.rows)
+    _, multiplying, fetching = registers_of(tile)
     _hopper_prefill_kernel[(min(num_multiprocessors(call.q.device), num_kv_heads * num_tiles),)](
         *call.arguments(),
         *boxes(call.k, call.v, tile.positions, paged=paged),
@@ -38,7 +39,8 @@ def launch(call: PrefillCall, tile: Tiles) -> None:
         STAGES=tile.num_stages,
         GROUPS=tile.groups,
         VARIANT=call.variant,
-        REGISTERS=registers_of(tile)[1],
+        REGISTERS=multiplying,
+        FETCH_REGISTERS=fetching,
         num_warps=4,
         **FUSED,
     )
@@ -77,6 +79,7 @@ def _hopper_prefill_kernel(
     GROUPS: gl.constexpr,
     VARIANT: gl.constexpr,
     REGISTERS: gl.constexpr,
+    FETCH_REGISTERS: gl.constexpr,
 ):
     lengths = Lengths(
         query_starts_ptr,
@@ -119,4 +122,5 @@ def _hopper_prefill_kernel(
         GROUPS,
         VARIANT,
         REGISTERS,
+        FETCH_REGISTERS,
     )

@@ -22,20 +22,20 @@ from headway_kernels.hopper_multiply import GROUP_ROWS, multiply
 from headway_kernels.hopper_work import FIELDS, NOTES, Board, Ring, write_notes
 from headway_kernels.tiles import Tiles
 
-WARPS = gl.constexpr(4)  # of a group; the warps with the other roles are as many, one of them idle
-FETCH_REGISTERS = gl.constexpr(32)  # of a thread that does not multiply
+WARPS = 4  # of a group; the warps with the other roles are as many, one of them idle
 REGISTERS = 65_536  # of a multiprocessor
+FETCHING = {1: 40, 2: 40, 3: 32}  # of a thread that does not multiply, by groups: with 32 it spills a few
 
 
-def registers_of(tile: Tiles) -> tuple[int | None, int]:
-    """(of a thread when a program begins, of one that multiplies), so that all its programs fit in a
-    multiprocessor. None: whatever one program leaves.
+def registers_of(tile: Tiles) -> tuple[int | None, int, int]:
+    """(of a thread when a program begins, of one that multiplies, of the others), so that all its programs
+    fit in a multiprocessor. None: whatever one program leaves.
     """
-    threads = 32 * WARPS.value
+    threads = 32 * WARPS
     all_of_program = REGISTERS // tile.programs
     begin = all_of_program // (threads * (tile.groups + 1)) // 8 * 8
-    multiplying = (all_of_program - threads * FETCH_REGISTERS.value) // (threads * tile.groups) // 8 * 8
-    return begin if tile.programs > 1 else None, min(multiplying, 240)
+    multiplying = (all_of_program - threads * FETCHING[tile.groups]) // (threads * tile.groups) // 8 * 8
+    return begin if tile.programs > 1 else None, min(multiplying, 240), FETCHING[tile.groups]
 
 
 @gluon.jit
@@ -54,6 +54,7 @@ def run_roles(
     GROUPS: gl.constexpr,
     VARIANT: gl.constexpr,
     REGISTERS: gl.constexpr,
+    FETCH_REGISTERS: gl.constexpr,
 ):
     """All of a program. facts: what the scheduler's notes are of; REGISTERS: of a multiplying thread."""
     ROWS: gl.constexpr = GROUPS * GROUP_ROWS
