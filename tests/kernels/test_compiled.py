@@ -56,5 +56,5 @@ def test_it_compiles_within_what_a_gpu_has(compiled: dict[str, Any], capability:
 
 def test_every_kernel_is_launched(compiled: dict[str, Any], capability: str) -> None:
     launched = {kernel["kernel"] for told in compiled.values() for kernel in told["kernels"]}
-    absent = set() if capability == "90" else {"_hopper_prefill_kernel"}
+    absent = set() if capability == "90" else {"_hopper_prefill_kernel", "_hopper_decode_kernel"}
     assert launched == set(kernel_names()) - absent
