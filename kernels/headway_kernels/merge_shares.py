@@ -55,7 +55,7 @@ def merge_shares(call: DecodeCall) -> None:
         ROWS=plan.tile.rows,
         HEADS=rows,
         PARTS=MERGED // rows,
-        BY_CUT=plan.num_programs < num_whole,
+        BY_CUT=plan.num_programs <= num_whole,
         HAS_SINKS=call.sinks is not None,
         HAS_LSE=call.lse is not None,
         num_warps=4,
