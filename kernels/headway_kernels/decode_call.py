@@ -1,4 +1,4 @@
-"""What the two kernels of `paged_decode` are launched with: one record."""
+"""What the kernels of `paged_decode`, and their merge, are launched with: one record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class DecodeCall:
         return bounds_tensor(tuple(self.group_bounds), self.q.device)
 
     def arguments(self) -> tuple[Any, ...]:
-        """What both kernels take, in their order."""
+        """What both kernels of attention take, in their order."""
         plain = self.softcap is None and self.slopes is None
         return (
             self.q,

@@ -120,6 +120,8 @@ def plan_decode(
         dtype=dtype,
         capability=capability(device),
     )
+    if tile.rows & (tile.rows - 1):
+        raise ValueError(f"plan_decode: tile must have a power of two of rows, got {tile.rows}")
     num_seqs = len(context_lens_B)
     num_programs = num_programs or num_multiprocessors(device) * tile.programs
     blocks = -(-group * num_queries // tile.rows)

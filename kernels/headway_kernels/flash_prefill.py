@@ -122,7 +122,7 @@ def flash_prefill(
 def launch_prefill(call: PrefillCall, tile: Tiles | None) -> None:
     """Run the kernel that fits best, or the one that `tile` is of."""
     head_dim = call.q.shape[2]
-    suits = takes(call.k, call.v, paged=call.context_lens is not None)
+    suits = takes(call.q, call.k, call.v, paged=call.context_lens is not None)
     if suits and (tile is None or tile.groups):
         hopper_prefill.launch(call, tile or tiles_by_roles(head_dim))
         return

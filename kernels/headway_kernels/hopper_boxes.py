@@ -16,9 +16,10 @@ from headway_kernels.tiles import HOPPER
 DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
-def takes(k: Tensor, v: Tensor, *, paged: bool) -> bool:
+def takes(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> bool:
     """Whether the kernels for Hopper take these: on Hopper, in half precision, not in Triton's interpreter,
-    which has no Gluon. Rows begin at multiples of 16 bytes, and pages have positions by 16.
+    which has no Gluon. Rows begin at multiples of 16 bytes, and pages have positions by 16; queries, which
+    a group copies for itself, at multiples of 16 values, for that is what Triton compiles for.
 
     k, v: pools [pages, kv_heads, page_size, D], or dense rows [T, kv_heads, 1, D].
     """
@@ -31,6 +32,7 @@ def takes(k: Tensor, v: Tensor, *, paged: bool) -> bool:
         and k.numel() > 0
         and (not paged or (k.shape[2] % 16 == 0 and k.is_contiguous() and v.is_contiguous()))
         and all(place % 16 == 0 for place in places)
+        and all(place % 16 == 0 for place in (q.data_ptr(), *q.stride()[:2]))
     )
 
 

@@ -5,7 +5,7 @@ copy engine fetches whole pages, several tiles ahead, so that a multiprocessor a
 on their way, and the queries of many heads take the warp groups' products.
 
 A tile has 64 rows where a KV head's queries fit in them, most of them empty: memory is what decoding waits
-for, and two programs a multiprocessor hide one's softmax behind the other's fetching.
+for, and up to D 128 two programs a multiprocessor hide one's softmax behind the other's fetching.
 
 Shares, pieces, rows and parts are those of `paged_decode` (`decode_tiles`), and so is the layout.
 """

@@ -1,4 +1,4 @@
-"""The fetching warps of `hopper_prefill`: K or V of every tile, each as soon as its place is empty.
+"""The fetching warps of the kernels for Hopper: K or V of every tile, each as soon as its place is empty.
 
 A tile comes as boxes: 64 values, which is what lies together in shared memory, by as many positions as lie in
 a row, a page's at most. So pages are read where they lie, whatever their size; dense rows are one long page.

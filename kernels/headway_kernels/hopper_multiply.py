@@ -1,4 +1,4 @@
-"""A multiplying group of `hopper_prefill`: four warps, 64 rows of one tile after another.
+"""A multiplying group of the kernels for Hopper: four warps, 64 rows of one tile after another.
 
 q k of tile i + 1 is started before p v of tile i, so that the matrix units have that to do while the softmax
 of tile i + 1 is computed. Scores, probabilities and the result stay in registers; q lies in shared memory.
@@ -46,7 +46,7 @@ class Tensors(NamedTuple):
     lse_token: Any
     parts: Any  # [slots, groups * 64, D], and their log-sum-exps in base 2
     parts_lse: Any
-    num_groups: Any
+    num_groups: Any  # of such groups, whose rows make up a part
     sinks: Any
     slopes: Any
 

@@ -56,7 +56,9 @@ def run_roles(
     REGISTERS: gl.constexpr,
     FETCH_REGISTERS: gl.constexpr,
 ):
-    """All of a program. facts: what the scheduler's notes are of; REGISTERS: of a multiplying thread."""
+    """All of a program. facts: what the scheduler's notes are of; REGISTERS: of a multiplying thread, but
+    for the first group, which takes what is left.
+    """
     ROWS: gl.constexpr = GROUPS * GROUP_ROWS
     dtype: gl.constexpr = tensors.q.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)

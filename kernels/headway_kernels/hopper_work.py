@@ -1,6 +1,7 @@
-"""Who does what in `hopper_prefill`: one warp, the scheduler, leaves notes for all the others.
+"""Who does what in the kernels for Hopper: one warp, the scheduler, leaves notes for all the others.
 
-Tiles of rows are dealt to the programs in turn, the latest first, for they take longest, and in every other
+Of a decoding step it notes the pieces of the program's share (`decode_tiles`). Of prefill, tiles of rows are
+dealt to the programs in turn, the latest first, for they take longest, and in every other
 round the other way round, which evens out what the first programs have more to do. What a tile is takes
 searches, loads and divisions, one after another: a multiplying group has no time for them.
 """
@@ -16,7 +17,7 @@ from headway_kernels.prefill_tiles import Span, Work
 
 NOTES = gl.constexpr(3)  # on the board at once: the fetching warps are a tile ahead
 WORK, SPAN = gl.constexpr(len(Work._fields)), gl.constexpr(len(Span._fields))
-FIELDS = gl.constexpr(16)  # room for a note's, WORK + SPAN
+FIELDS = gl.constexpr(len(Work._fields) + len(Span._fields))  # of a note
 
 
 class Lengths(NamedTuple):

@@ -9,8 +9,8 @@ program looks after the cut where a share begins, if that is its sequence's firs
 sequence. Launched while the decode still ran (programmatic dependent launch) this was no faster, and slower
 by 9 us where one sequence is in all shares.
 
-Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid: (W, or B times blocks
-if they are fewer; a block's rows / HEADS).
+Layout: parts [2 W, rows, D] with lse [2 W, rows] -> out [B * num_queries, Q, D]. Grid: (W, or B *
+kv_heads * blocks if they are fewer; a block's rows / TAKEN).
 
 Shape suffixes: as in `reference`; K parts of a context, W programs, H rows that a program takes.
 """
@@ -53,7 +53,7 @@ def merge_shares(call: DecodeCall) -> None:
         D=head_dim,
         WIDE=padded(head_dim),
         ROWS=plan.tile.rows,
-        HEADS=rows,
+        TAKEN=rows,
         PARTS=MERGED // rows,
         BY_CUT=plan.num_programs <= num_whole,
         HAS_SINKS=call.sinks is not None,
@@ -84,13 +84,13 @@ def _merge_shares_kernel(
     D: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
-    HEADS: tl.constexpr,
+    TAKEN: tl.constexpr,
     PARTS: tl.constexpr,
     BY_CUT: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):
-    """`HEADS` rows of one sequence's block: of which one, the program's number says, or its cut."""
+    """`TAKEN` rows of one sequence's block: of which one, the program's number says, or its cut."""
     index = tl.program_id(0)
     total = tl.load(tile_starts_ptr + num_seqs)
     per = tl.maximum(share(total * num_kv_heads * num_blocks, num_programs), 1)
@@ -111,14 +111,14 @@ def _merge_shares_kernel(
         cut &= first == index - 1
     num_parts = tl.where(cut, num_parts, 0)
 
-    part_row_H = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    part_row_H = tl.program_id(1) * TAKEN + tl.arange(0, TAKEN)
     row_H = block % num_blocks * ROWS + part_row_H
     head_H = first_head + row_H % group
     real_H = (row_H // group < num_queries) & (part_row_H < tl.where(cut, ROWS, 0))
     d_D = tl.arange(0, WIDE)
     # No part has counted the sink.
     max_H, sum_H = first_step(sinks_ptr + head_H if HAS_SINKS else None, real_H, HAS_SINKS)
-    acc_HD = tl.zeros((HEADS, WIDE), tl.float32)
+    acc_HD = tl.zeros((TAKEN, WIDE), tl.float32)
     for begin in range(0, num_parts, PARTS):
         part_K = begin + tl.arange(0, PARTS)
         there_KH = (part_K < num_parts)[:, None] & real_H

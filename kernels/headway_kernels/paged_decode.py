@@ -7,7 +7,8 @@ one tile (row = token * group + head): 16 at least, what a matrix product takes.
 equal shares of all tiles of positions (`decode_plan`, `decode_tiles`). A sequence that lies in one share is
 written at once; the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q,
 out [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
-numbers are read a tile ahead. Grid: a multiple of the multiprocessors; then that of the merge.
+numbers are read a tile ahead. This is the plain kernel, which runs everywhere; Hopper has one of its own
+(`hopper_decode`). Grid: a multiple of the multiprocessors; then that of the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
@@ -16,6 +17,7 @@ Shape suffixes: as in `reference`; M rows and N positions of a tile, K parts of 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,7 +134,7 @@ def paged_decode(
         out=out_BQD,
         lse=lse_BQ,
     )
-    if plan.tile.groups and takes(k_pool, v_pool, paged=True):
+    if plan.tile.groups and takes(q_BQD, k_pool, v_pool, paged=True):
         hopper_decode.launch(call)
     else:
         _launch(call)
@@ -143,6 +145,8 @@ def paged_decode(
 def _launch(call: DecodeCall) -> None:
     """Run the plain kernel."""
     tile, head_dim = call.plan.tile, call.q.shape[2]
+    if tile.groups:  # planned for roles, and not taken: as many warps as such rows and positions need
+        tile = replace(tile, groups=0, num_warps=8, num_stages=2)
     _decode_kernel[(call.plan.num_programs,)](
         *call.arguments(),
         call.k_pool,

@@ -18,9 +18,11 @@ EVERYTHING = {"window": 64, "softcap": 20.0}
 ALIKE = Tiles(rows=128, positions=64, num_warps=8, num_stages=2)  # what does not suit roles
 
 
-def _inputs(device: str, num_tokens: int, group: int, head_dim: int, dtype: torch.dtype) -> tuple[Any, ...]:
+def _inputs(
+    device: str, num_tokens: int, group: int, head_dim: int, dtype: torch.dtype, page_size: int = 16
+) -> tuple[Any, ...]:
     q = torch.randn(num_tokens, 2 * group, head_dim, device=device).to(dtype)
-    pools = [torch.randn(NUM_PAGES, 2, 16, head_dim, device=device).to(dtype) for _ in range(2)]
+    pools = [torch.randn(NUM_PAGES, 2, page_size, head_dim, device=device).to(dtype) for _ in range(2)]
     return q, *pools
 
 
@@ -70,10 +72,12 @@ def _decode(
     group: int = 4,
     dtype: torch.dtype = torch.bfloat16,
     num_queries: int = 1,
+    page_size: int = 16,
     **options: Any,
 ) -> Launch:
-    q, k_pool, v_pool = _inputs(device, 4 * num_queries, group, head_dim, dtype)
-    lens = torch.tensor([1, 900, 17, 256], dtype=torch.int32, device=device)
+    q, k_pool, v_pool = _inputs(device, 4 * num_queries, group, head_dim, dtype, page_size)
+    most = 56 * page_size + 4
+    lens = torch.tensor([1, most, 17, 16 * page_size], dtype=torch.int32, device=device)
     table = torch.arange(NUM_PAGES, dtype=torch.int32, device=device).view(4, 64)
 
     def launch() -> Any:
@@ -92,7 +96,7 @@ def _decode(
             v_pool,
             page_table_BP=table,
             context_lens_B=lens,
-            max_context_len=900,
+            max_context_len=most,
             group_bounds=(0, group, 2 * group),
             scale=0.1,
             num_queries=num_queries,
@@ -129,6 +133,9 @@ LAUNCHES = {
     "decode, 128 values": partial(_decode, head_dim=128),
     "decode, 64 values, 71 heads of one": partial(_decode, head_dim=64, group=71),
     "decode, 256 values, window and softcap": partial(_decode, head_dim=256, **EVERYTHING),
+    "decode, 72 values": partial(_decode, head_dim=72),
+    "decode, 256 values, pages of 8": partial(_decode, head_dim=256, page_size=8),
+    "decode, 128 values, 71 heads of one, pages of 8": partial(_decode, head_dim=128, group=71, page_size=8),
     "decode, 128 values, float32": partial(_decode, head_dim=128, dtype=torch.float32),
     "decode, 128 values, 4 tokens a sequence": partial(_decode, head_dim=128, num_queries=4),
     "decode, 64 values, 71 heads of one, 2 tokens a sequence, window and softcap": partial(
