@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from headway_kernels import reference
+from headway_kernels import reference, sample_search
 from headway_kernels.log_softmax import log_softmax
 from headway_kernels.penalise import penalise_
 from headway_kernels.sample import choose, sample, sample_shard
@@ -124,7 +124,7 @@ ROW = st.tuples(
     st.sampled_from([0, 0, 1, 2, 7, 20, 60, 1000]),
     st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01, 1e-6, 0.0]),
 )
-SHAPES = ["normal", "few values", "flat", "peaked", "with -inf", "tiny", "zeros of both signs"]
+SHAPES = ["normal", "few values", "flat", "peaked", "with -inf", "tiny", "zeros of both signs", "crowded"]
 
 
 def shaped(kind: str, seed: int, num_rows: int, num_tokens: int) -> Tensor:
@@ -141,6 +141,8 @@ def shaped(kind: str, seed: int, num_rows: int, num_tokens: int) -> Tensor:
         return logits * 1e-6
     if kind == "zeros of both signs":
         return torch.where(logits > 2, logits, logits.sign() * 0.0)
+    if kind == "crowded":
+        return torch.where(logits > 6, logits, logits * 1e-4 - 4)
     return logits
 
 
@@ -170,6 +172,36 @@ def test_cuts_of_a_larger_vocabulary_whose_lists_take_several_blocks() -> None:
     logits[1] /= 10
     top = top_cut({3: (1.0, 50, 0.9), 0: (1.0, 0, 0.9), 1: (1.0, 300, 0.5), 2: (1.0, 10, 1.0)}, 1000)
     check_floors(floors, logits, torch.ones(4, 1), top, None, **BIG)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_cuts_of_lists_that_are_packed_several_times(kind: str) -> None:
+    logits = shaped(kind, 1, 3, 1000)
+    top = top_cut({0: (1.0, 0, 0.9), 1: (3.0, 600, 0.999), 2: (1.0, 500, 1.0)}, 1000)
+    check_floors(floors, logits, column([1.0, 3.0, 1.0]), top, None, chunk=256, block=32)
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize(
+    ("scale", "temperature"), [(3.0, 1.0), (3.0, 2.0), (3.0, 100.0), (0.01, 1.0), (30.0, 1.0)]
+)
+def test_one_program_alone_weighs_a_small_part_of_a_row(
+    scale: float, temperature: float, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the spread of the logits: else one multiprocessor would do the work of all."""
+    num_tokens, block = 16_384, 256
+    logits = torch.randn(1, num_tokens, generator=torch.Generator().manual_seed(0)) * scale
+    load, num_blocks = sample_search.load_block, 0
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal num_blocks
+        num_blocks += 1
+        return load(*arguments)
+
+    monkeypatch.setattr(sample_search, "load_block", counting)
+    top = top_cut({0: (temperature, 0, top_p)}, num_tokens)
+    check_floors(floors, logits, column([temperature]), top, None, chunk=1024, block=block)
+    assert 8 * num_blocks * block <= num_tokens
 
 
 def test_the_check_finds_a_floor_that_is_one_token_off() -> None:
