@@ -67,7 +67,7 @@ def check_plan(op: str, plan: DecodePlan, context_lens: Sequence[int]) -> None:
     tiles = []
     for length in context_lens:
         first = 0 if plan.window is None else max(length - plan.num_queries + 1 - plan.window, 0)
-        tiles.append(-(-length // plan.tile.positions) - first // plan.tile.positions)
+        tiles.append(-(-max(length, 1) // plan.tile.positions) - first // plan.tile.positions)
     _equal(op, "plan.tile_starts", plan.tile_starts, list(accumulate(tiles, initial=0)))
 
 

@@ -5,9 +5,12 @@ sequence they make one list, and every program takes an equal share of it. So on
 keeps all multiprocessors as busy as 64 contexts of 1,024. The grid depends on the device alone, and nothing
 is read by the host: a captured graph replays with any lengths.
 
-The plan is one int32 tensor: `first_row` [programs] says which sequence each program begins with, and
+The plan is one int32 tensor: `first_row` [programs] says which sequence each program begins with, `finished`
+[programs, groups] counts the launches that a program has finished, where it has to say so (`hopper_merge`), and
 `tile_starts` [B + 1] counts the tiles before each sequence. In this order where they lie does not depend on
 the number of sequences: a kernel is compiled for what its pointers are multiples of.
+
+A sequence without a context has a tile, too, in which nothing is seen: its results are zeros.
 
 Shape suffixes: B sequences, W programs.
 """
@@ -52,6 +55,7 @@ class DecodePlan:
     num_programs: int
     tile_starts: Tensor
     first_row: Tensor
+    finished: Tensor
     parts: Tensor
     lse: Tensor
 
@@ -125,7 +129,8 @@ def plan_decode(
     num_seqs = len(context_lens_B)
     num_programs = num_programs or num_multiprocessors(device) * tile.programs
     blocks = -(-group * num_queries // tile.rows)
-    made = torch.empty(num_programs + num_seqs + 1, dtype=torch.int32, device=device)
+    num_counts = num_programs * tile.groups
+    made = torch.empty(num_programs + num_counts + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(
         tile=tile,
         dtype=dtype,
@@ -135,8 +140,9 @@ def plan_decode(
         num_queries=num_queries,
         blocks=blocks,
         num_programs=num_programs,
-        tile_starts=made[num_programs:],
+        tile_starts=made[num_programs + num_counts :],
         first_row=made[:num_programs],
+        finished=made[num_programs : num_programs + num_counts],
         parts=torch.empty(2 * num_programs, tile.rows, head_dim, dtype=torch.float32, device=device),
         lse=torch.empty(2 * num_programs, tile.rows, dtype=torch.float32, device=device),
     )
@@ -144,6 +150,7 @@ def plan_decode(
         context_lens_B,
         plan.tile_starts,
         plan.first_row,
+        plan.finished,
         num_seqs,
         num_kv_heads * blocks,
         num_programs,
@@ -152,6 +159,7 @@ def plan_decode(
         POSITIONS=tile.positions,
         HAS_WINDOW=window is not None,
         WORKERS=PLANNED,
+        GROUPS=tile.groups,
         num_warps=4,
         **FUSED,
     )
@@ -163,6 +171,7 @@ def _plan_kernel(
     context_lens_ptr,
     tile_starts_ptr,
     first_row_ptr,
+    finished_ptr,
     num_seqs,
     num_blocks,
     num_programs,
@@ -171,14 +180,16 @@ def _plan_kernel(
     POSITIONS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     WORKERS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """Every program counts all tiles anew: that is cheaper than waiting for one that would."""
     row_B = tl.arange(0, SEQS)
     real_B = row_B < num_seqs
     context_len_B = tl.load(context_lens_ptr + row_B, mask=real_B, other=0)
-    num_tiles_B = tl.cdiv(context_len_B, POSITIONS)
+    num_tiles_B = tl.cdiv(tl.maximum(context_len_B, 1), POSITIONS)
     if HAS_WINDOW:
         num_tiles_B -= tl.maximum(context_len_B - window, 0) // POSITIONS
+    num_tiles_B = tl.where(real_B, num_tiles_B, 0)
     end_B = tl.cumsum(num_tiles_B, 0)
     total = tl.sum(num_tiles_B, 0)
     if tl.program_id(0) == 0:
@@ -187,6 +198,8 @@ def _plan_kernel(
     first_W = worker_W * share(total * num_blocks, num_programs) % tl.maximum(total, 1)
     row_W = tl.sum((real_B[None] & (end_B[None] <= first_W[:, None])).to(tl.int32), 1)
     tl.store(first_row_ptr + worker_W, row_W, mask=worker_W < num_programs)
+    for group in tl.static_range(GROUPS):
+        tl.store(finished_ptr + worker_W * GROUPS + group, worker_W * 0, mask=worker_W < num_programs)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Which piece of a step's decoding a program has, and which tiles of positions that takes.
 
 A program's share of all tiles (`decode_plan`) falls into pieces, each of one sequence and one KV head. A
-piece that is all of its sequence's tiles is its result; the others are parts, merged later (`merge_shares`).
+piece that is all of its sequence's tiles is its result; the others are parts of it, to be merged, which
+programs that follow one another have.
 
 Rows are those of prefill: row = token * group + head.
 """
@@ -32,7 +33,7 @@ class Step(NamedTuple):
 class Share(NamedTuple):
     """What is left of a program's tiles, [done, end), and the sequence they go on with."""
 
-    first: Any
+    each: Any  # that a program has
     done: Any
     end: Any
     row: Any
@@ -45,7 +46,7 @@ def share_of(step):
     each = share(total, tl.num_programs(0))
     first = tl.program_id(0) * each
     row = tl.load(step.first_row + tl.program_id(0))
-    return Share(first, first, tl.minimum(first + each, total), row)
+    return Share(each, first, tl.minimum(first + each, total), row)
 
 
 @triton.jit
@@ -55,21 +56,30 @@ def piece_of(mine, step, ROWS: tl.constexpr, POSITIONS: tl.constexpr, WINDOW: tl
     block = mine.done // total
     place = mine.done - block * total
     row = tl.where(place == 0, 0, mine.row)
-    while tl.load(step.tile_starts + row + 1) <= place:  # sequences without a tile
-        row += 1
     row_start = tl.load(step.tile_starts + row)
     num_tiles = tl.load(step.tile_starts + row + 1) - row_start
     first = place - row_start
     last = tl.minimum(num_tiles, first + mine.end - mine.done)
-    slot = 2 * tl.program_id(0) + tl.where(mine.done == mine.first, 0, 1)
-    slot = tl.where(last - first == num_tiles, -1, slot)
+    first_program, num_parts = parts_of(block * total + row_start, num_tiles, mine.each)
 
     context_len, queries = tl.load(step.context_lens + row), step.num_queries
     kv_head = block // step.num_blocks
     first_head = tl.load(step.bounds + kv_head)
     group = tl.load(step.bounds + kv_head + 1) - first_head
     first_row = block % step.num_blocks * ROWS
-    work = Work(kv_head, row, first_row, queries, row * queries, context_len, 0, first_head, group, slot)
+    work = Work(
+        kv_head,
+        row,
+        first_row,
+        queries,
+        row * queries,
+        context_len,
+        0,
+        first_head,
+        group,
+        first_program,
+        num_parts,
+    )
 
     oldest, steady = 0, 0
     if WINDOW:
@@ -90,4 +100,19 @@ def piece_of(mine, step, ROWS: tl.constexpr, POSITIONS: tl.constexpr, WINDOW: tl
         num_masked,
         last - first,
     )
-    return work, span, Share(mine.first, mine.done + last - first, mine.end, row + 1)
+    return work, span, Share(mine.each, mine.done + last - first, mine.end, row + 1)
+
+
+@triton.jit
+def parts_of(first, num_tiles, each):
+    """(first program, programs) that tiles from `first` on are shared by, if each program has so many."""
+    program = first // each
+    return program, (first + num_tiles - 1) // each - program + 1
+
+
+@triton.jit
+def slot_of(first_program, part):
+    """Where part number `part` of a sequence lies: a program goes on with one in its place 0, and begins the
+    next one that is cut in its place 1.
+    """
+    return 2 * (first_program + part) + (part == 0).to(tl.int32)

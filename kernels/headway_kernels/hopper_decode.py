@@ -29,6 +29,7 @@ def launch(call: DecodeCall) -> None:
     at_first, multiplying, fetching = registers_of(tile)
     _hopper_decode_kernel[(call.plan.num_programs,)](
         *call.arguments(),
+        call.plan.finished,
         *boxes(call.k_pool, call.v_pool, tile.positions, paged=True),
         PAGE=page_size,
         D=head_dim,
@@ -41,6 +42,7 @@ def launch(call: DecodeCall) -> None:
         FETCH_REGISTERS=fetching,
         maxnreg=at_first,
         num_warps=4,
+        launch_cooperative_grid=True,
         **FUSED,
     )
 
@@ -72,6 +74,7 @@ def _hopper_decode_kernel(
     out_head,
     table_row,
     lse_row,
+    finished_ptr,
     k_box,
     v_box,
     PAGE: gl.constexpr,
@@ -107,6 +110,7 @@ def _hopper_decode_kernel(
         lse_row,
         parts_ptr,
         parts_lse_ptr,
+        finished_ptr,
         GROUPS,
         sinks_ptr,
         slopes_ptr,

@@ -21,10 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from headway_kernels import online_softmax
-from headway_kernels.hopper_work import begin_of, read_note
+from headway_kernels.hopper_merge import merge_parts, slot_of
+from headway_kernels.hopper_work import GROUP_ROWS, begin_of, read_note
 from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
-
-GROUP_ROWS = gl.constexpr(64)  # of the hardware's product
 
 shape_scores = gluon.jit(online_softmax.shape_scores.fn)
 # Triton 3.6 has another name for it.
@@ -46,6 +45,7 @@ class Tensors(NamedTuple):
     lse_token: Any
     parts: Any  # [slots, groups * 64, D], and their log-sum-exps in base 2
     parts_lse: Any
+    finished: Any  # launches [programs, groups]
     num_groups: Any  # of such groups, whose rows make up a part
     sinks: Any
     slopes: Any
@@ -88,7 +88,7 @@ def multiply(
     D: gl.constexpr,
     VARIANT: gl.constexpr,
 ):
-    """One tile of rows after another, the next one's q fetched meanwhile."""
+    """One tile of rows after another, the next one's q fetched meanwhile, and then the program's part in the merge."""
     STAGES: gl.constexpr = keys.smem.shape[0]
     q_smem = q_smem.index(GROUP)
     num_done, num_read = 0, 1
@@ -105,12 +105,15 @@ def multiply(
         num_done += span.num_tiles
         acc_MD, p_MN = _add_values(num_done - 1, state, values)
         next_work, next_span = read_note(num_read, board)
-        _fetch_queries(GROUP, next_work, q_smem, tensors, D)
+        if next_span.num_tiles > 0:
+            _fetch_queries(GROUP, next_work, q_smem, tensors, D)
         acc_MD, p_MN = warpgroup_mma_wait(0, deps=(acc_MD, p_MN))
         mbarrier.arrive(values.empty.index((num_done - 1) % STAGES), count=1)
         _write(GROUP, work, acc_MD, state, tensors, D, VARIANT)
         work, span = next_work, next_span
         num_read += 1
+    if VARIANT.shares:
+        merge_parts(GROUP, work, tensors, q_smem.shape[1], D, VARIANT)
 
 
 @gluon.jit
@@ -156,7 +159,7 @@ def _first_step(
     max_M = gl.full([GROUP_ROWS], LOWEST, gl.float32, by_row)
     sum_M = gl.full([GROUP_ROWS], 0.0, gl.float32, by_row)
     if VARIANT.sinks:
-        whole = work.slot < 0 if VARIANT.shares else True  # the merge counts a sink once for all parts
+        whole = work.num_parts == 1 if VARIANT.shares else True  # the merge counts a sink once for all parts
         sink_M = gl.load(tensors.sinks + head_M, mask=real_M & whole, other=0.0).to(gl.float32) * LOG2_E
         max_M = gl.where(whole, sink_M, max_M)
         sum_M += gl.where(whole, 1.0, 0.0)
@@ -303,9 +306,10 @@ def _write(GROUP: gl.constexpr, work, acc_MD, state, tensors, D: gl.constexpr, V
     d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, acc_MD.type.layout))
     real_MD = real_M[:, None] if D == WIDE else real_M[:, None] & (d_D < D)[None]
     out_MD = acc_MD * (1.0 / whole_M)[:, None]
-    if VARIANT.shares and work.slot >= 0:
+    if VARIANT.shares and work.num_parts > 1:
         row_M = gl.arange(0, GROUP_ROWS, layout=by_row)
-        part_M = (work.slot * tensors.num_groups + GROUP) * GROUP_ROWS + row_M
+        slot = slot_of(work.first_program, gl.program_id(0) - work.first_program)
+        part_M = (slot * tensors.num_groups + GROUP) * GROUP_ROWS + row_M
         gl.store(tensors.parts_lse + part_M, lse_M, mask=real_M)
         gl.store(tensors.parts + part_M[:, None] * D + d_D[None], out_MD, mask=real_MD)
     else:

@@ -103,6 +103,7 @@ def _hopper_prefill_kernel(
         lse_token,
         None,
         None,
+        None,
         GROUPS,
         sinks_ptr,
         slopes_ptr,

@@ -18,8 +18,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from headway_kernels.hopper_fetch import fetch
-from headway_kernels.hopper_multiply import GROUP_ROWS, multiply
-from headway_kernels.hopper_work import FIELDS, NOTES, Board, Ring, write_notes
+from headway_kernels.hopper_multiply import multiply
+from headway_kernels.hopper_work import FIELDS, GROUP_ROWS, NOTES, Board, Ring, write_notes
 from headway_kernels.tiles import Tiles
 
 WARPS = 4  # of a group; the warps with the other roles are as many, one of them idle

@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from headway_kernels import decode_tiles, prefill_tiles
 from headway_kernels.prefill_tiles import Span, Work
 
+GROUP_ROWS = gl.constexpr(64)  # of a multiplying group: of the hardware's product
 NOTES = gl.constexpr(3)  # on the board at once: the fetching warps are a tile ahead
 WORK, SPAN = gl.constexpr(len(Work._fields)), gl.constexpr(len(Span._fields))
 FIELDS = gl.constexpr(len(Work._fields) + len(Span._fields))  # of a note
@@ -58,12 +59,18 @@ piece_of = gluon.jit(decode_tiles.piece_of.fn)
 
 @gluon.jit
 def write_notes(facts, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
-    """The warp that finds out: a note for all that the program has to do, and a last one without work."""
+    """The warp that finds out: a note for all that the program has to do, and a last one without tiles: of
+    what it has to merge, if that has parts.
+    """
+    last = Work(0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1)
     if VARIANT.shares:
         num_written = _write_pieces(facts, board, ROWS, POSITIONS, VARIANT)
+        begun, _, _ = piece_of(share_of(facts), facts, ROWS, POSITIONS, VARIANT.window)
+        if (num_written > 0) & (begun.first_program < gl.program_id(0)):
+            last = begun
     else:
         num_written = _write_tiles(facts, board, ROWS, POSITIONS, VARIANT)
-    _write(board, num_written, Work(0, 0, 0, 0, 0, 0, 0, 0, 1, -1), Span(0, 0, 0, 0, 0, 0))
+    _write(board, num_written, last, Span(0, 0, 0, 0, 0, 0))
 
 
 @gluon.jit
@@ -111,8 +118,9 @@ def read_note(index, board):
         fields[7],
         fields[8],
         fields[9],
+        fields[10],
     )
-    return work, Span(fields[10], fields[11], fields[12], fields[13], fields[14], fields[15])
+    return work, Span(fields[11], fields[12], fields[13], fields[14], fields[15], fields[16])
 
 
 @gluon.jit

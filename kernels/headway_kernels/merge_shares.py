@@ -1,8 +1,7 @@
 """The end of a paged decode: sequences that several programs had shares of, merged by log-sum-exp.
 
-Which programs had a share, and where each left its result, follows from the plan (`decode_plan`): shares are
-equal, and a program keeps its first piece's result in its slot 0 and its last one's in slot 1. What lay in
-one share is written already. Sequences without a context get their zeros here: no program had a tile of them.
+Which programs had a share, and where each left its result, follows from the plan (`decode_tiles`). What lay
+in one share is written already. The kernel for Hopper merges by itself (`hopper_merge`).
 
 A sequence is cut where a share ends, so there are no more of them to merge than shares: of many sequences a
 program looks after the cut where a share begins, if that is its sequence's first one; of few, after a
@@ -20,6 +19,7 @@ import triton.language as tl
 
 from headway_kernels.decode_call import DecodeCall
 from headway_kernels.decode_plan import share
+from headway_kernels.decode_tiles import parts_of, slot_of
 from headway_kernels.launch import FUSED
 from headway_kernels.merge import weigh
 from headway_kernels.online_softmax import LN_2, first_step, last_step
@@ -93,19 +93,18 @@ def _merge_shares_kernel(
     """`TAKEN` rows of one sequence's block: of which one, the program's number says, or its cut."""
     index = tl.program_id(0)
     total = tl.load(tile_starts_ptr + num_seqs)
-    per = tl.maximum(share(total * num_kv_heads * num_blocks, num_programs), 1)
+    each = share(total * num_kv_heads * num_blocks, num_programs)
     if BY_CUT:
-        block = index * per // tl.maximum(total, 1)
+        block = index * each // total
         row = tl.minimum(tl.load(first_row_ptr + index), num_seqs - 1)
     else:
         block, row = index // num_seqs, index % num_seqs
     kv_head = tl.minimum(block // num_blocks, num_kv_heads - 1)
     first_head = tl.load(bounds_ptr + kv_head)
     group = tl.load(bounds_ptr + kv_head + 1) - first_head
-    start = block * total + tl.load(tile_starts_ptr + row)
-    end = block * total + tl.load(tile_starts_ptr + row + 1)
-    first = start // per
-    num_parts = (end - 1) // per - first + 1
+    row_start = tl.load(tile_starts_ptr + row)
+    num_tiles = tl.load(tile_starts_ptr + row + 1) - row_start
+    first, num_parts = parts_of(block * total + row_start, num_tiles, each)
     cut = (num_parts > 1) & (block < num_kv_heads * num_blocks)
     if BY_CUT:  # only the first cut of a sequence
         cut &= first == index - 1
@@ -122,9 +121,7 @@ def _merge_shares_kernel(
     for begin in range(0, num_parts, PARTS):
         part_K = begin + tl.arange(0, PARTS)
         there_KH = (part_K < num_parts)[:, None] & real_H
-        # A share that begins before the sequence has it as its last piece, else as its first.
-        slot_K = 2 * (first + part_K) + ((first + part_K) * per < start).to(tl.int32)
-        row_KH = slot_K[:, None] * ROWS + part_row_H
+        row_KH = slot_of(first, part_K)[:, None] * ROWS + part_row_H
         lse_KH = tl.load(parts_lse_ptr + row_KH, mask=there_KH, other=float("-inf"))
         part_KHD = tl.load(
             parts_ptr + row_KH[:, :, None] * D + d_D, mask=there_KH[:, :, None] & (d_D < D), other=0.0
@@ -137,49 +134,3 @@ def _merge_shares_kernel(
     tl.store(out_ptr_HD, out_HD.to(out_ptr.dtype.element_ty), mask=real_H[:, None] & (d_D < D))
     if HAS_LSE:
         tl.store(lse_ptr + token_H * lse_row + head_H, lse_H * LN_2, mask=real_H)
-    if tl.program_id(1) == 0:
-        for other in range(index, num_seqs, tl.num_programs(0)):
-            if tl.load(tile_starts_ptr + other) == tl.load(tile_starts_ptr + other + 1):
-                _write_nothing(
-                    other,
-                    tl.load(bounds_ptr + num_kv_heads),
-                    num_queries,
-                    out_ptr,
-                    lse_ptr,
-                    sinks_ptr,
-                    out_row,
-                    out_head,
-                    lse_row,
-                    D,
-                    WIDE,
-                    HAS_SINKS,
-                    HAS_LSE,
-                )
-
-
-@triton.jit
-def _write_nothing(
-    row,
-    num_heads,
-    num_queries,
-    out_ptr,
-    lse_ptr,
-    sinks_ptr,
-    out_row,
-    out_head,
-    lse_row,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-):
-    """What a sequence without a context gives: zeros, and as log-sum-exp its sinks."""
-    d_D = tl.arange(0, WIDE)
-    first = row * tl.full((), num_queries, tl.int64)
-    for query in range(num_queries):
-        for head in range(num_heads):
-            place = out_ptr + (first + query) * out_row + head * out_head + d_D
-            tl.store(place, tl.zeros((WIDE,), out_ptr.dtype.element_ty), mask=d_D < D)
-            if HAS_LSE:
-                nothing = tl.load(sinks_ptr + head).to(tl.float32) if HAS_SINKS else float("-inf")
-                tl.store(lse_ptr + (first + query) * lse_row + head, nothing)

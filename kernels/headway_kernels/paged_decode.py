@@ -8,7 +8,7 @@ equal shares of all tiles of positions (`decode_plan`, `decode_tiles`). A sequen
 written at once; the others leave partial results, which a second kernel merges (`merge_shares`). Layout: q,
 out [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next tile's page
 numbers are read a tile ahead. This is the plain kernel, which runs everywhere; Hopper has one of its own
-(`hopper_decode`). Grid: a multiple of the multiprocessors; then that of the merge.
+(`hopper_decode`), which merges by itself. Grid: a multiple of the multiprocessors; then that of the merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
@@ -28,7 +28,7 @@ from torch import Tensor
 from headway_kernels import debug, hopper_decode
 from headway_kernels.decode_call import DecodeCall
 from headway_kernels.decode_plan import DecodePlan, plan_decode
-from headway_kernels.decode_tiles import Step, piece_of, share_of
+from headway_kernels.decode_tiles import Step, piece_of, share_of, slot_of
 from headway_kernels.hopper_boxes import takes
 from headway_kernels.launch import FUSED, check_attention, check_num_queries, heads_of, precision
 from headway_kernels.merge_shares import merge_shares
@@ -138,7 +138,7 @@ def paged_decode(
         hopper_decode.launch(call)
     else:
         _launch(call)
-    merge_shares(call)
+        merge_shares(call)
     return out_BQD
 
 
@@ -250,8 +250,8 @@ def _decode_kernel(
         slope_M1 = tl.load(slopes_ptr + head_M, mask=real_M, other=0.0)[:, None] if VARIANT.alibi else None
         max_M, sum_M = first_step(sinks_ptr + head_M if VARIANT.sinks else None, real_M, VARIANT.sinks)
         if VARIANT.sinks:  # the merge counts a sink once for all parts
-            max_M = tl.where(work.slot < 0, max_M, LOWEST)
-            sum_M = tl.where(work.slot < 0, sum_M, 0.0)
+            max_M = tl.where(work.num_parts == 1, max_M, LOWEST)
+            sum_M = tl.where(work.num_parts == 1, sum_M, 0.0)
         acc_MD = tl.zeros((ROWS, WIDE), tl.float32)
         position_M = work.context_len - num_queries + query_M
 
@@ -286,12 +286,13 @@ def _decode_kernel(
             acc_MD, sum_M, max_M = softmax_step(acc_MD, sum_M, max_M, score_MN, v_ND, fold, PRECISION)
 
         out_MD, lse_M = last_step(acc_MD, sum_M, max_M)
-        if work.slot < 0:
+        if work.num_parts == 1:
             out_ptr_MD = out_ptr + (token_M * out_row + head_M * out_head)[:, None] + d_D
             tl.store(out_ptr_MD, out_MD.to(out_ptr.dtype.element_ty), mask=real_MD)
             if VARIANT.lse:
                 tl.store(lse_ptr + token_M * lse_row + head_M, lse_M * LN_2, mask=real_M)
         else:
-            part_M = work.slot * ROWS + m_M
+            slot = slot_of(work.first_program, tl.program_id(0) - work.first_program)
+            part_M = slot * ROWS + m_M
             tl.store(parts_ptr + part_M[:, None] * D + d_D, out_MD, mask=real_MD)
             tl.store(parts_lse_ptr + part_M, lse_M, mask=real_M)

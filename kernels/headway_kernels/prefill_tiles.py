@@ -14,8 +14,8 @@ import triton.language as tl
 
 
 class Work(NamedTuple):
-    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. slot: where a part
-    of a result goes (`decode_tiles`), -1 for a whole one.
+    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. num_parts: of the
+    result, by as many programs from number `first_program` on (`decode_tiles`); one is all of it.
     """
 
     kv_head: Any
@@ -27,7 +27,8 @@ class Work(NamedTuple):
     offset: Any
     first_head: Any
     group: Any  # query heads of the KV head
-    slot: Any
+    first_program: Any
+    num_parts: Any
 
 
 class Span(NamedTuple):
@@ -66,7 +67,7 @@ def work_of(
         offset = 0
         context_len = tl.load(context_lens_ptr + row)
     first_row = (tile - (start * group // ROWS + row)) * ROWS
-    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group, -1)
+    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group, 0, 1)
 
 
 @triton.jit
