@@ -6,7 +6,7 @@ keeps all multiprocessors as busy as 64 contexts of 1,024. The grid depends on t
 is read by the host: a captured graph replays with any lengths.
 
 The plan is one int32 tensor: `first_row` [programs] says which sequence each program begins with, `finished`
-[programs, groups] counts the launches that a program has finished, where it has to say so (`hopper_merge`), and
+[programs] counts how often a program's groups have told that their results are there (`hopper_merge`), and
 `tile_starts` [B + 1] counts the tiles before each sequence. In this order where they lie does not depend on
 the number of sequences: a kernel is compiled for what its pointers are multiples of.
 
@@ -129,8 +129,7 @@ def plan_decode(
     num_seqs = len(context_lens_B)
     num_programs = num_programs or num_multiprocessors(device) * tile.programs
     blocks = -(-group * num_queries // tile.rows)
-    num_counts = num_programs * tile.groups
-    made = torch.empty(num_programs + num_counts + num_seqs + 1, dtype=torch.int32, device=device)
+    made = torch.empty(2 * num_programs + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(
         tile=tile,
         dtype=dtype,
@@ -140,9 +139,9 @@ def plan_decode(
         num_queries=num_queries,
         blocks=blocks,
         num_programs=num_programs,
-        tile_starts=made[num_programs + num_counts :],
+        tile_starts=made[2 * num_programs :],
         first_row=made[:num_programs],
-        finished=made[num_programs : num_programs + num_counts],
+        finished=made[num_programs : 2 * num_programs],
         parts=torch.empty(2 * num_programs, tile.rows, head_dim, dtype=torch.float32, device=device),
         lse=torch.empty(2 * num_programs, tile.rows, dtype=torch.float32, device=device),
     )
@@ -159,7 +158,6 @@ def plan_decode(
         POSITIONS=tile.positions,
         HAS_WINDOW=window is not None,
         WORKERS=PLANNED,
-        GROUPS=tile.groups,
         num_warps=4,
         **FUSED,
     )
@@ -180,7 +178,6 @@ def _plan_kernel(
     POSITIONS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     WORKERS: tl.constexpr,
-    GROUPS: tl.constexpr,
 ):
     """Every program counts all tiles anew: that is cheaper than waiting for one that would."""
     row_B = tl.arange(0, SEQS)
@@ -198,8 +195,7 @@ def _plan_kernel(
     first_W = worker_W * share(total * num_blocks, num_programs) % tl.maximum(total, 1)
     row_W = tl.sum((real_B[None] & (end_B[None] <= first_W[:, None])).to(tl.int32), 1)
     tl.store(first_row_ptr + worker_W, row_W, mask=worker_W < num_programs)
-    for group in tl.static_range(GROUPS):
-        tl.store(finished_ptr + worker_W * GROUPS + group, worker_W * 0, mask=worker_W < num_programs)
+    tl.store(finished_ptr + worker_W, worker_W * 0, mask=worker_W < num_programs)
 
 
 @triton.jit

@@ -60,7 +60,9 @@ def piece_of(mine, step, ROWS: tl.constexpr, POSITIONS: tl.constexpr, WINDOW: tl
     num_tiles = tl.load(step.tile_starts + row + 1) - row_start
     first = place - row_start
     last = tl.minimum(num_tiles, first + mine.end - mine.done)
-    first_program, num_parts = parts_of(block * total + row_start, num_tiles, mine.each)
+    start = block * total + row_start
+    first_program, num_parts = parts_of(start, num_tiles, mine.each)
+    num_mergers = num_parts - (start % mine.each > 0).to(tl.int32)
 
     context_len, queries = tl.load(step.context_lens + row), step.num_queries
     kv_head = block // step.num_blocks
@@ -79,6 +81,7 @@ def piece_of(mine, step, ROWS: tl.constexpr, POSITIONS: tl.constexpr, WINDOW: tl
         group,
         first_program,
         num_parts,
+        num_mergers,
     )
 
     oldest, steady = 0, 0

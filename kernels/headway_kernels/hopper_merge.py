@@ -29,37 +29,59 @@ last_step = gluon.jit(online_softmax.last_step.fn)
 
 
 @gluon.jit
-def merge_parts(GROUP: gl.constexpr, work, tensors, WIDE: gl.constexpr, D: gl.constexpr, VARIANT: gl.constexpr):
-    """Tell that the group's parts are there, and merge its rows of `work`, if that has parts."""
-    thread_barrier()  # all threads have written theirs
-    place = gl.program_id(0) * tensors.num_groups + GROUP
-    launch = gl.atomic_add(tensors.finished + place, 1, sem="release") + 1
-    if work.num_parts > 1:
-        _wait(GROUP, launch, work, tensors)
-        if work.num_parts <= 4:
-            _merge_rows(GROUP, work, tensors, 4, WIDE, D, VARIANT)
-        elif work.num_parts <= 16:
-            _merge_rows(GROUP, work, tensors, 16, WIDE, D, VARIANT)
-        else:
-            _merge_rows(GROUP, work, tensors, 64, WIDE, D, VARIANT)
+def launches_before(tensors):
+    """How many the program has finished; to be read before it tells of this one."""
+    return gl.load(tensors.finished + gl.program_id(0)) // tensors.num_groups
 
 
 @gluon.jit
-def _wait(GROUP: gl.constexpr, launch, work, tensors):
-    """Until all programs with a part have finished as many launches."""
+def tell(tensors):
+    """The group's parts are there."""
+    thread_barrier()  # all threads have written theirs
+    gl.atomic_add(tensors.finished + gl.program_id(0), 1, sem="release")
+
+
+@gluon.jit
+def merge_parts(work, num_launches, tensors, WIDE: gl.constexpr, D: gl.constexpr, VARIANT: gl.constexpr):
+    """Merge the program's rows of `work`, as soon as all of its parts are there."""
+    _wait((num_launches + 1) * tensors.num_groups, work, tensors)
+    part_rows: gl.constexpr = tensors.num_groups * GROUP_ROWS
+    num_rows = gl.minimum(work.num_queries * work.group - work.first_row, part_rows)
+    each = gl.cdiv(num_rows, work.num_mergers)
+    first = (gl.program_id(0) - work.first_program - work.num_parts + work.num_mergers) * each
+    last = gl.minimum(first + each, num_rows)
+    FEW: gl.constexpr = 2
+    MANY: gl.constexpr = min(VALUES // WIDE, 64)
+    if _turns(work.num_parts, each, FEW, WIDE) <= _turns(work.num_parts, each, MANY, WIDE):
+        _merge_rows(first, last, work, tensors, FEW, WIDE, D, VARIANT)
+    else:
+        _merge_rows(first, last, work, tensors, MANY, WIDE, D, VARIANT)
+
+
+@gluon.jit
+def _turns(num_parts, num_rows, PARTS: gl.constexpr, WIDE: gl.constexpr):
+    """That so many rows of so many parts take, PARTS at a time."""
+    return gl.cdiv(num_parts, PARTS) * gl.cdiv(num_rows, VALUES // (PARTS * WIDE))
+
+
+@gluon.jit
+def _wait(count, work, tensors):
+    """Until all programs with a part have told as often."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     for begin in range(0, work.num_parts, 128):
         part_K = begin + gl.arange(0, 128, layout=layout)
-        ptr_K = tensors.finished + (work.first_program + part_K) * tensors.num_groups + GROUP
+        there_K = part_K < work.num_parts
         behind = 1
         while behind > 0:
-            found_K = gl.atomic_add(ptr_K, part_K * 0, mask=part_K < work.num_parts, sem="acquire")
-            behind = gl.max(gl.where(part_K < work.num_parts, launch - found_K, 0), 0)
+            ptr_K = tensors.finished + work.first_program + part_K
+            found_K = gl.atomic_add(ptr_K, part_K * 0, mask=there_K, sem="acquire")
+            behind = gl.max(gl.where(there_K, count - found_K, 0), 0)
 
 
 @gluon.jit
 def _merge_rows(
-    GROUP: gl.constexpr,
+    first,
+    last,
     work,
     tensors,
     PARTS: gl.constexpr,
@@ -67,34 +89,33 @@ def _merge_rows(
     D: gl.constexpr,
     VARIANT: gl.constexpr,
 ):
-    """The program's rows, PARTS parts at a time."""
-    ROWS: gl.constexpr = max(VALUES // (PARTS * WIDE), 1)
+    """Rows [first, last) of a block, PARTS parts at a time."""
+    part_rows: gl.constexpr = tensors.num_groups * GROUP_ROWS
+    ROWS: gl.constexpr = VALUES // (PARTS * WIDE)
     BY_ROW: gl.constexpr = min(ROWS, 4)  # warps; the others take values, so that none has to meet another
     LANES: gl.constexpr = min(WIDE // (4 // BY_ROW * 4), 32)
-    layout: gl.constexpr = gl.BlockedLayout([1, 1, 4], [32 // LANES, 1, LANES], [1, BY_ROW, 4 // BY_ROW], [2, 1, 0])
-    by_row: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, layout))
+    layout: gl.constexpr = gl.BlockedLayout(
+        [1, 1, 4], [32 // LANES, 1, LANES], [1, BY_ROW, 4 // BY_ROW], [2, 1, 0]
+    )
     by_value: gl.constexpr = gl.SliceLayout(0, layout)
+    by_row: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, layout))
     part_K = gl.arange(0, PARTS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
     d_1D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, by_value))[None, :]
 
-    num_rows = gl.minimum(work.num_queries * work.group - work.first_row - GROUP * GROUP_ROWS, GROUP_ROWS)
-    each = gl.cdiv(gl.maximum(num_rows, 0), work.num_parts - 1)
-    first = (gl.program_id(0) - work.first_program - 1) * each
-    for begin in range(first, gl.minimum(first + each, num_rows), ROWS):
+    for begin in range(first, last, ROWS):
         row_H = begin + gl.arange(0, ROWS, layout=by_row)
-        real_H = row_H < gl.minimum(first + each, num_rows)
-        block_row_H = work.first_row + GROUP * GROUP_ROWS + row_H
-        head_H = work.first_head + block_row_H % work.group
+        head_H = work.first_head + (work.first_row + row_H) % work.group
         # No part has counted the sink.
-        max_H, sum_H = first_step(tensors.sinks + head_H if VARIANT.sinks else None, real_H, VARIANT.sinks)
+        max_H, sum_H = first_step(tensors.sinks + head_H if VARIANT.sinks else None, row_H < last, VARIANT.sinks)
         acc_HD = gl.full([ROWS, WIDE], 0.0, gl.float32, by_value)
         for done in range(0, work.num_parts, PARTS):
             slot_K = slot_of(work.first_program, done + part_K)
-            row_KH = ((slot_K * tensors.num_groups + GROUP) * GROUP_ROWS)[:, None] + row_H[None]
-            real_KH = (done + part_K < work.num_parts)[:, None] & real_H[None]
-            lse_KH = gl.load(tensors.parts_lse + row_KH, mask=real_KH, other=float("-inf"))
-            real_KHD = real_KH[:, :, None] & (d_1D < D)[None, :, :]
-            part_KHD = gl.load(tensors.parts + (row_KH * D)[:, :, None] + d_1D[None, :, :], mask=real_KHD, other=0.0)
+            there_KH = (done + part_K < work.num_parts)[:, None] & (row_H < last)[None]
+            row_KH = (slot_K * part_rows)[:, None] + row_H[None]
+            lse_KH = gl.load(tensors.parts_lse + row_KH, mask=there_KH, other=float("-inf"))
+            there_KHD = there_KH[:, :, None] & (d_1D < D)[None, :, :]
+            part_ptr_KHD = tensors.parts + (row_KH * D)[:, :, None] + d_1D[None, :, :]
+            part_KHD = gl.load(part_ptr_KHD, mask=there_KHD, other=0.0)
             new_max_H = gl.maximum(max_H, gl.max(lse_KH, 0))
             weight_KH = gl.exp2(lse_KH - new_max_H[None])
             keep_H = gl.exp2(max_H - new_max_H)
@@ -103,13 +124,12 @@ def _merge_rows(
             acc_HD = acc_HD * keep_H1 + gl.sum(part_KHD * weight_KH[:, :, None], 0)
         sum_H = gl.convert_layout(sum_H, gl.SliceLayout(1, by_value))
         max_H = gl.convert_layout(max_H, gl.SliceLayout(1, by_value))
-        row_H = gl.convert_layout(block_row_H, gl.SliceLayout(1, by_value))
-        real_H = gl.convert_layout(real_H, gl.SliceLayout(1, by_value))
-        head_H = gl.convert_layout(head_H, gl.SliceLayout(1, by_value))
+        row_H = gl.convert_layout(row_H, gl.SliceLayout(1, by_value))
         out_HD, lse_H = last_step(acc_HD, sum_H, max_H)
-        token_H = (work.start + row_H // work.group).to(gl.int64)
+        token_H = (work.start + (work.first_row + row_H) // work.group).to(gl.int64)
+        head_H = work.first_head + (work.first_row + row_H) % work.group
         out_H = tensors.out + token_H * tensors.out_token + head_H * tensors.out_head
-        real_HD = real_H[:, None] & (d_1D < D)
+        real_HD = (row_H < last)[:, None] & (d_1D < D)
         gl.store(out_H[:, None] + d_1D, out_HD.to(tensors.out.dtype.element_ty), mask=real_HD)
         if VARIANT.lse:
-            gl.store(tensors.lse + token_H * tensors.lse_token + head_H, lse_H * LN_2, mask=real_H)
+            gl.store(tensors.lse + token_H * tensors.lse_token + head_H, lse_H * LN_2, mask=row_H < last)

@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from headway_kernels import online_softmax
-from headway_kernels.hopper_merge import merge_parts, slot_of
+from headway_kernels.hopper_merge import launches_before, merge_parts, slot_of, tell
 from headway_kernels.hopper_work import GROUP_ROWS, begin_of, read_note
 from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
 
@@ -45,7 +45,7 @@ class Tensors(NamedTuple):
     lse_token: Any
     parts: Any  # [slots, groups * 64, D], and their log-sum-exps in base 2
     parts_lse: Any
-    finished: Any  # launches [programs, groups]
+    finished: Any  # by program, how often a group has told that its parts are there
     num_groups: Any  # of such groups, whose rows make up a part
     sinks: Any
     slopes: Any
@@ -92,6 +92,7 @@ def multiply(
     STAGES: gl.constexpr = keys.smem.shape[0]
     q_smem = q_smem.index(GROUP)
     num_done, num_read = 0, 1
+    num_launches = launches_before(tensors) if VARIANT.shares else 0
     work, span = read_note(0, board)
     _fetch_queries(GROUP, work, q_smem, tensors, D)
     while span.num_tiles > 0:
@@ -113,7 +114,10 @@ def multiply(
         work, span = next_work, next_span
         num_read += 1
     if VARIANT.shares:
-        merge_parts(GROUP, work, tensors, q_smem.shape[1], D, VARIANT)
+        tell(tensors)
+        if GROUP == 0:  # one group for all rows: code that runs once costs its fetching
+            if work.num_parts > 1:
+                merge_parts(work, num_launches, tensors, q_smem.shape[1], D, VARIANT)
 
 
 @gluon.jit

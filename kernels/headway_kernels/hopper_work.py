@@ -62,11 +62,11 @@ def write_notes(facts, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIA
     """The warp that finds out: a note for all that the program has to do, and a last one without tiles: of
     what it has to merge, if that has parts.
     """
-    last = Work(0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1)
+    last = Work(0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0)
     if VARIANT.shares:
         num_written = _write_pieces(facts, board, ROWS, POSITIONS, VARIANT)
         begun, _, _ = piece_of(share_of(facts), facts, ROWS, POSITIONS, VARIANT.window)
-        if (num_written > 0) & (begun.first_program < gl.program_id(0)):
+        if num_written > 0:
             last = begun
     else:
         num_written = _write_tiles(facts, board, ROWS, POSITIONS, VARIANT)
@@ -119,8 +119,9 @@ def read_note(index, board):
         fields[8],
         fields[9],
         fields[10],
+        fields[11],
     )
-    return work, Span(fields[11], fields[12], fields[13], fields[14], fields[15], fields[16])
+    return work, Span(fields[12], fields[13], fields[14], fields[15], fields[16], fields[17])
 
 
 @gluon.jit

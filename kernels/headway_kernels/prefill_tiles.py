@@ -15,7 +15,8 @@ import triton.language as tl
 
 class Work(NamedTuple):
     """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. num_parts: of the
-    result, by as many programs from number `first_program` on (`decode_tiles`); one is all of it.
+    result, by as many programs from number `first_program` on (`decode_tiles`); one is all of it. num_mergers:
+    the last ones of these, who begin with it.
     """
 
     kv_head: Any
@@ -29,6 +30,7 @@ class Work(NamedTuple):
     group: Any  # query heads of the KV head
     first_program: Any
     num_parts: Any
+    num_mergers: Any
 
 
 class Span(NamedTuple):
@@ -67,7 +69,7 @@ def work_of(
         offset = 0
         context_len = tl.load(context_lens_ptr + row)
     first_row = (tile - (start * group // ROWS + row)) * ROWS
-    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group, 0, 1)
+    return Work(kv_head, row, first_row, num_queries, start, context_len, offset, first_head, group, 0, 1, 0)
 
 
 @triton.jit
