@@ -75,8 +75,11 @@ def _fetch(
         if PAGE == 0:
             row = work.offset + position
         else:
-            page = gl.load(pages_ptr + position // PAGE, mask=there, other=0)
-            slot = index * BOX % PAGE if POSITIONS % PAGE == 0 else position % PAGE
+            if POSITIONS % PAGE == 0:  # a tile begins with a page
+                page_ptr, slot = pages_ptr + begin // PAGE + index * BOX // PAGE, 0
+            else:
+                page_ptr, slot = pages_ptr + position // PAGE, position % PAGE
+            page = gl.load(page_ptr, mask=there, other=0)
             row = page * page_rows + work.kv_head * PAGE + slot
         if CHECKED:
             row = gl.where(there, row, box.shape[-2])

@@ -110,7 +110,7 @@ def multiply(
             _fetch_queries(GROUP, next_work, q_smem, tensors, D)
         acc_MD, p_MN = warpgroup_mma_wait(0, deps=(acc_MD, p_MN))
         mbarrier.arrive(values.empty.index((num_done - 1) % STAGES), count=1)
-        _write(GROUP, work, acc_MD, state, tensors, D, VARIANT)
+        _write(GROUP, work, acc_MD, state, q_smem, tensors, D, VARIANT)
         work, span = next_work, next_span
         num_read += 1
     if VARIANT.shares:
@@ -134,9 +134,16 @@ def _fetch_queries(GROUP: gl.constexpr, work, q_smem, tensors, D: gl.constexpr):
 
 
 @gluon.jit
-def _rows_of(GROUP: gl.constexpr, work, LAYOUT: gl.constexpr):
-    """(token, head, whether it is one) of the group's rows."""
-    row_M = work.first_row + GROUP * GROUP_ROWS + gl.arange(0, GROUP_ROWS, layout=LAYOUT)
+def _rows_of(GROUP: gl.constexpr, work, LAYOUT: gl.constexpr, ANEW: gl.constexpr = False):
+    """(token, head, whether it is one) of the group's rows. ANEW: divide again, though these rows have been
+    asked for: quotients kept in registers through all tiles make others spill.
+    """
+    first_row = work.first_row
+    if ANEW:  # the compiler cannot know that this is the same number
+        first_row = gl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [first_row], gl.int32, is_pure=False, pack=1
+        )
+    row_M = first_row + GROUP * GROUP_ROWS + gl.arange(0, GROUP_ROWS, layout=LAYOUT)
     token_M = row_M // work.group
     real_M = token_M < work.num_queries
     return (work.start + token_M).to(gl.int64), work.first_head + row_M % work.group, real_M
@@ -299,12 +306,12 @@ def _unpaired(pairs, smem):
 
 
 @gluon.jit
-def _write(GROUP: gl.constexpr, work, acc_MD, state, tensors, D: gl.constexpr, VARIANT: gl.constexpr):
+def _write(GROUP: gl.constexpr, work, acc_MD, state, q_smem, tensors, D: gl.constexpr, VARIANT: gl.constexpr):
     """The result, or a part of it, and the log-sum-exp where it is asked for."""
     WIDE: gl.constexpr = acc_MD.shape[1]
     by_row: gl.constexpr = gl.SliceLayout(1, acc_MD.type.layout)
     sum_M, max_M = gl.convert_layout(state.sum, by_row), gl.convert_layout(state.max, by_row)
-    token_M, head_M, real_M = _rows_of(GROUP, work, by_row)
+    token_M, head_M, real_M = _rows_of(GROUP, work, by_row, not VARIANT.shares)
     whole_M = gl.where(sum_M > 0.0, sum_M, 1.0)
     lse_M = gl.where(sum_M > 0.0, max_M + gl.log2(whole_M), float("-inf"))
     d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, acc_MD.type.layout))
@@ -320,4 +327,62 @@ def _write(GROUP: gl.constexpr, work, acc_MD, state, tensors, D: gl.constexpr, V
         if VARIANT.lse:
             gl.store(tensors.lse + token_M * tensors.lse_token + head_M, lse_M * LN_2, mask=real_M)
         out_M = tensors.out + token_M * tensors.out_token + head_M * tensors.out_head
-        gl.store(out_M[:, None] + d_D[None], out_MD.to(tensors.out.dtype.element_ty), mask=real_MD)
+        if VARIANT.shares:  # a few rows of the 64 are real
+            gl.store(out_M[:, None] + d_D[None], out_MD.to(tensors.out.dtype.element_ty), mask=real_MD)
+        else:
+            _store_runs(out_M, real_M, _paired(out_MD, q_smem), q_smem, D)
+
+
+@gluon.jit
+def _store_runs(out_M, real_M, pairs, smem, D: gl.constexpr):
+    """Store rows whose values `_paired` made, 16 bytes a thread in place of 4: 64 of a row lie together then.
+
+    Four threads, a quad, have 8 values of a row in turn, two each. Of four such runs each takes one.
+    """
+    ROWS: gl.constexpr = pairs.shape[0]
+    WORDS: gl.constexpr = pairs.shape[1]
+    WIDE: gl.constexpr = 2 * WORDS
+    runs = pairs.reshape([ROWS, WORDS // 16, 2, 2, 4]).permute((0, 1, 4, 2, 3))
+    evens, odds = runs.split()
+    run_0, run_2 = evens.split()
+    run_1, run_3 = odds.split()
+    by_lane: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, run_0.type.layout))
+    lane = gl.arange(0, 4, layout=by_lane)[None, None]  # of the quad
+    run_0, run_1 = _exchanged(run_0, run_1, lane, 1)
+    run_2, run_3 = _exchanged(run_2, run_3, lane, 1)
+    run_0, run_2 = _exchanged(run_0, run_2, lane, 2)
+    run_1, run_3 = _exchanged(run_1, run_3, lane, 2)
+    # Now a lane's words are those of one run, whose number is the lane's: [M, runs / 4, lane, word].
+    words = gl.join(gl.join(run_0, run_2), gl.join(run_1, run_3)).reshape([ROWS, WORDS])
+    out_MD = _unpaired(gl.convert_layout(words, _layout_of_runs(WORDS), assert_trivial=True), smem)
+    by_row: gl.constexpr = gl.SliceLayout(1, out_MD.type.layout)
+    out_M = gl.convert_layout(out_M, by_row, assert_trivial=True)
+    real_M = gl.convert_layout(real_M, by_row, assert_trivial=True)
+    d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, out_MD.type.layout))
+    real_MD = real_M[:, None] if D == WIDE else real_M[:, None] & (d_D < D)[None]
+    gl.store(out_M[:, None] + d_D[None], out_MD, mask=real_MD)
+
+
+@gluon.jit
+def _exchanged(low, high, lane, BIT: gl.constexpr):
+    """(low, high), half of each exchanged with the lane whose number differs by `BIT`: the lane without it
+    has both lows then, the other one both highs.
+    """
+    upper = (lane & BIT) != 0
+    sent = gl.where(upper, low, high)
+    code: gl.constexpr = f"shfl.sync.bfly.b32 $0, $1, {BIT}, 31, -1;"
+    got = gl.inline_asm_elementwise(code, "=r,r", [sent], gl.int32, is_pure=False, pack=1)
+    return gl.where(upper, got, low), gl.where(upper, high, got)
+
+
+@gluon.constexpr_function
+def _layout_of_runs(words):
+    """Of 64 rows of so many words, as products give them, but that a thread has four words in a row."""
+    others = [[0, 16 << bit] for bit in range((words // 16).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [8, 0], *others],
+        lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, words],
+    )
