@@ -68,6 +68,7 @@ class DecodeCall:
     def variant(self) -> Variant:
         return Variant(
             shares=True,
+            single=self.plan.num_queries == 1,
             window=self.window is not None,
             softcap=self.softcap is not None,
             sinks=self.sinks is not None,

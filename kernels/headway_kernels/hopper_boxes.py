@@ -1,6 +1,7 @@
 """What the copy engine of Hopper (TMA) is told of keys and values, and whether it takes them.
 
-A box, its unit, has the positions that lie in a row wherever a tile begins, and 128 bytes of each.
+A box, its unit, has the positions that lie in a row wherever a tile begins, and 128 bytes of each; of pages
+all values, where those are a multiple of that.
 """
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from headway_kernels.hopper_fetch import BOX_VALUES
+from headway_kernels.hopper_fetch import BOX_ROWS, BOX_VALUES
 from headway_kernels.launch import capability
-from headway_kernels.tiles import HOPPER
+from headway_kernels.tiles import HOPPER, padded
 
 DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
@@ -39,7 +40,16 @@ def takes(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> bool:
 def boxes(k: Tensor, v: Tensor, positions: int, *, paged: bool) -> tuple[TensorDescriptor, TensorDescriptor]:
     """(boxes of K, of V) for tiles of so many positions."""
     page_size, head_dim = k.shape[2:]
-    if paged:
+    if paged and head_dim > BOX_VALUES.value and head_dim % BOX_VALUES.value == 0:
+        chunks = head_dim // BOX_VALUES.value
+        block = [
+            min(positions, page_size & -page_size) // BOX_ROWS.value,
+            padded(chunks, 1),
+            BOX_ROWS.value,
+            BOX_VALUES.value,
+        ]
+        rows = [one.view(-1, BOX_ROWS.value, chunks, BOX_VALUES.value).transpose(1, 2) for one in (k, v)]
+    elif paged:
         block = [min(positions, page_size & -page_size), BOX_VALUES.value]
         rows = [one.view(-1, head_dim) for one in (k, v)]
     else:

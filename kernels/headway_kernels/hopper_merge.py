@@ -29,6 +29,16 @@ last_step = gluon.jit(online_softmax.last_step.fn)
 
 
 @gluon.jit
+def token_of(row_M, group, SINGLE: gl.constexpr):
+    """(token, head) of a KV head's rows. SINGLE: of one token, which needs no division: that is some 25
+    instructions, and code that runs once a layer is as slow as its fetching.
+    """
+    if SINGLE:
+        return (row_M >= group).to(gl.int32), row_M
+    return row_M // group, row_M % group
+
+
+@gluon.jit
 def launches_before(tensors):
     """How many the program has finished; to be read before it tells of this one."""
     return gl.load(tensors.finished + gl.program_id(0)) // tensors.num_groups
@@ -94,8 +104,9 @@ def _merge_rows(
     ROWS: gl.constexpr = VALUES // (PARTS * WIDE)
     BY_ROW: gl.constexpr = min(ROWS, 4)  # warps; the others take values, so that none has to meet another
     LANES: gl.constexpr = min(WIDE // (4 // BY_ROW * 4), 32)
+    MORE: gl.constexpr = min(32 // LANES, ROWS // BY_ROW)  # rows of a warp
     layout: gl.constexpr = gl.BlockedLayout(
-        [1, 1, 4], [32 // LANES, 1, LANES], [1, BY_ROW, 4 // BY_ROW], [2, 1, 0]
+        [1, 1, 4], [32 // LANES // MORE, MORE, LANES], [1, BY_ROW, 4 // BY_ROW], [2, 1, 0]
     )
     by_value: gl.constexpr = gl.SliceLayout(0, layout)
     by_row: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, layout))
@@ -104,9 +115,11 @@ def _merge_rows(
 
     for begin in range(first, last, ROWS):
         row_H = begin + gl.arange(0, ROWS, layout=by_row)
-        head_H = work.first_head + (work.first_row + row_H) % work.group
+        _, head_H = token_of(work.first_row + row_H, work.group, VARIANT.single)
         # No part has counted the sink.
-        max_H, sum_H = first_step(tensors.sinks + head_H if VARIANT.sinks else None, row_H < last, VARIANT.sinks)
+        max_H, sum_H = first_step(
+            tensors.sinks + work.first_head + head_H if VARIANT.sinks else None, row_H < last, VARIANT.sinks
+        )
         acc_HD = gl.full([ROWS, WIDE], 0.0, gl.float32, by_value)
         for done in range(0, work.num_parts, PARTS):
             slot_K = slot_of(work.first_program, done + part_K)
@@ -126,8 +139,9 @@ def _merge_rows(
         max_H = gl.convert_layout(max_H, gl.SliceLayout(1, by_value))
         row_H = gl.convert_layout(row_H, gl.SliceLayout(1, by_value))
         out_HD, lse_H = last_step(acc_HD, sum_H, max_H)
-        token_H = (work.start + (work.first_row + row_H) // work.group).to(gl.int64)
-        head_H = work.first_head + (work.first_row + row_H) % work.group
+        token_H, head_H = token_of(work.first_row + row_H, work.group, VARIANT.single)
+        token_H = (work.start + token_H).to(gl.int64)
+        head_H += work.first_head
         out_H = tensors.out + token_H * tensors.out_token + head_H * tensors.out_head
         real_HD = (row_H < last)[:, None] & (d_1D < D)
         gl.store(out_H[:, None] + d_1D, out_HD.to(tensors.out.dtype.element_ty), mask=real_HD)

@@ -21,8 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from headway_kernels import online_softmax
-from headway_kernels.hopper_merge import launches_before, merge_parts, slot_of, tell
-from headway_kernels.hopper_work import GROUP_ROWS, begin_of, read_note
+from headway_kernels.hopper_merge import launches_before, merge_parts, slot_of, tell, token_of
+from headway_kernels.hopper_work import GROUP_ROWS, begin_of, begun, read_note
 from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
 
 shape_scores = gluon.jit(online_softmax.shape_scores.fn)
@@ -94,7 +94,7 @@ def multiply(
     num_done, num_read = 0, 1
     num_launches = launches_before(tensors) if VARIANT.shares else 0
     work, span = read_note(0, board)
-    _fetch_queries(GROUP, work, q_smem, tensors, D)
+    _fetch_queries(GROUP, work, q_smem, tensors, D, VARIANT)
     while span.num_tiles > 0:
         async_copy.wait_group(0)
         fence_async_shared()
@@ -106,8 +106,7 @@ def multiply(
         num_done += span.num_tiles
         acc_MD, p_MN = _add_values(num_done - 1, state, values)
         next_work, next_span = read_note(num_read, board)
-        if next_span.num_tiles > 0:
-            _fetch_queries(GROUP, next_work, q_smem, tensors, D)
+        _fetch_queries(GROUP, next_work, q_smem, tensors, D, VARIANT)
         acc_MD, p_MN = warpgroup_mma_wait(0, deps=(acc_MD, p_MN))
         mbarrier.arrive(values.empty.index((num_done - 1) % STAGES), count=1)
         _write(GROUP, work, acc_MD, state, q_smem, tensors, D, VARIANT)
@@ -116,17 +115,18 @@ def multiply(
     if VARIANT.shares:
         tell(tensors)
         if GROUP == 0:  # one group for all rows: code that runs once costs its fetching
-            if work.num_parts > 1:
-                merge_parts(work, num_launches, tensors, q_smem.shape[1], D, VARIANT)
+            first = begun(board)
+            if num_read > 1 and first.num_parts > 1:
+                merge_parts(first, num_launches, tensors, q_smem.shape[1], D, VARIANT)
 
 
 @gluon.jit
-def _fetch_queries(GROUP: gl.constexpr, work, q_smem, tensors, D: gl.constexpr):
+def _fetch_queries(GROUP: gl.constexpr, work, q_smem, tensors, D: gl.constexpr, VARIANT: gl.constexpr):
     """Start to copy the group's q [64, D], to wait for."""
     WIDE: gl.constexpr = q_smem.shape[1]
     LANES: gl.constexpr = min(WIDE // 8, 32)
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [4, 1], [1, 0])
-    token_M, head_M, real_M = _rows_of(GROUP, work, gl.SliceLayout(1, layout))
+    token_M, head_M, real_M = _rows_of(GROUP, work, gl.SliceLayout(1, layout), VARIANT)
     d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, layout))
     q_M = tensors.q + token_M * tensors.q_token + head_M * tensors.q_head
     copy_rows(q_smem, q_M[:, None] + d_D[None], mask=real_M[:, None] & (d_D < D)[None])
@@ -134,7 +134,9 @@ def _fetch_queries(GROUP: gl.constexpr, work, q_smem, tensors, D: gl.constexpr):
 
 
 @gluon.jit
-def _rows_of(GROUP: gl.constexpr, work, LAYOUT: gl.constexpr, ANEW: gl.constexpr = False):
+def _rows_of(
+    GROUP: gl.constexpr, work, LAYOUT: gl.constexpr, VARIANT: gl.constexpr, ANEW: gl.constexpr = False
+):
     """(token, head, whether it is one) of the group's rows. ANEW: divide again, though these rows have been
     asked for: quotients kept in registers through all tiles make others spill.
     """
@@ -144,9 +146,8 @@ def _rows_of(GROUP: gl.constexpr, work, LAYOUT: gl.constexpr, ANEW: gl.constexpr
             "mov.b32 $0, $1;", "=r,r", [first_row], gl.int32, is_pure=False, pack=1
         )
     row_M = first_row + GROUP * GROUP_ROWS + gl.arange(0, GROUP_ROWS, layout=LAYOUT)
-    token_M = row_M // work.group
-    real_M = token_M < work.num_queries
-    return (work.start + token_M).to(gl.int64), work.first_head + row_M % work.group, real_M
+    token_M, head_M = token_of(row_M, work.group, VARIANT.single)
+    return (work.start + token_M).to(gl.int64), work.first_head + head_M, token_M < work.num_queries
 
 
 @gluon.jit
@@ -160,7 +161,7 @@ def _first_step(
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, POSITIONS, 16])
     RESULT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, SCORES)
-    token_M, head_M, real_M = _rows_of(GROUP, work, by_row)
+    token_M, head_M, real_M = _rows_of(GROUP, work, by_row, VARIANT)
     query_M = gl.minimum((token_M - work.start).to(gl.int32), work.num_queries - 1)
     position_M = work.context_len - work.num_queries + query_M
     slope_M = position_M
@@ -311,7 +312,7 @@ def _write(GROUP: gl.constexpr, work, acc_MD, state, q_smem, tensors, D: gl.cons
     WIDE: gl.constexpr = acc_MD.shape[1]
     by_row: gl.constexpr = gl.SliceLayout(1, acc_MD.type.layout)
     sum_M, max_M = gl.convert_layout(state.sum, by_row), gl.convert_layout(state.max, by_row)
-    token_M, head_M, real_M = _rows_of(GROUP, work, by_row, not VARIANT.shares)
+    token_M, head_M, real_M = _rows_of(GROUP, work, by_row, VARIANT, not VARIANT.shares)
     whole_M = gl.where(sum_M > 0.0, sum_M, 1.0)
     lse_M = gl.where(sum_M > 0.0, max_M + gl.log2(whole_M), float("-inf"))
     d_D = gl.arange(0, WIDE, layout=gl.SliceLayout(0, acc_MD.type.layout))

@@ -17,7 +17,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from headway_kernels.hopper_fetch import fetch
+from headway_kernels.hopper_fetch import fetch, interleaved, whole
 from headway_kernels.hopper_multiply import multiply
 from headway_kernels.hopper_work import FIELDS, GROUP_ROWS, NOTES, Board, Ring, write_notes
 from headway_kernels.tiles import Tiles
@@ -63,9 +63,10 @@ def run_roles(
     dtype: gl.constexpr = tensors.q.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     q_smem = gl.allocate_shared_memory(dtype, [GROUPS, GROUP_ROWS, WIDE], layout)
-    notes = gl.allocate_shared_memory(gl.int32, [NOTES * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    k_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], layout)
-    v_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], layout)
+    notes = gl.allocate_shared_memory(gl.int32, [(NOTES + 1) * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    tile_layout: gl.constexpr = interleaved(POSITIONS, WIDE) if whole(k_box) else layout
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], tile_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], tile_layout)
     k_full, k_empty = _barriers(STAGES, GROUPS)
     v_full, v_empty = _barriers(STAGES, GROUPS)
     note_full, note_empty = _barriers(NOTES, GROUPS + 2)

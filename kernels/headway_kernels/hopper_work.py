@@ -35,7 +35,9 @@ class Lengths(NamedTuple):
 
 
 class Board(NamedTuple):
-    """Notes in shared memory, with two barriers each: written; read by all."""
+    """Notes in shared memory, with two barriers each: written; read by all. Behind these lies for good what the
+    program began with.
+    """
 
     notes: Any
     full: Any
@@ -59,18 +61,12 @@ piece_of = gluon.jit(decode_tiles.piece_of.fn)
 
 @gluon.jit
 def write_notes(facts, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIANT: gl.constexpr):
-    """The warp that finds out: a note for all that the program has to do, and a last one without tiles: of
-    what it has to merge, if that has parts.
-    """
-    last = Work(0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0)
+    """The warp that finds out: a note for all that the program has to do, and a last one without work."""
     if VARIANT.shares:
         num_written = _write_pieces(facts, board, ROWS, POSITIONS, VARIANT)
-        begun, _, _ = piece_of(share_of(facts), facts, ROWS, POSITIONS, VARIANT.window)
-        if num_written > 0:
-            last = begun
     else:
         num_written = _write_tiles(facts, board, ROWS, POSITIONS, VARIANT)
-    _write(board, num_written, last, Span(0, 0, 0, 0, 0, 0))
+    _write(board, num_written, Work(0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0), Span(0, 0, 0, 0, 0, 0))
 
 
 @gluon.jit
@@ -80,6 +76,8 @@ def _write_pieces(step, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARI
     mine = share_of(step)
     while mine.done < mine.end:
         work, span, mine = piece_of(mine, step, ROWS, POSITIONS, VARIANT.window)
+        if num_written == 0:
+            _put(board, NOTES, work, span)
         _write(board, num_written, work, span)
         num_written += 1
     return num_written
@@ -100,13 +98,26 @@ def _write_tiles(lengths, board, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VA
 @gluon.jit
 def read_note(index, board):
     """(work, span) of note `index`."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     place = index % NOTES
     mbarrier.wait(board.full.index(place), index // NOTES & 1)
+    work, span = _got(board, place)
+    mbarrier.arrive(board.empty.index(place), count=1)
+    return work, span
+
+
+@gluon.jit
+def begun(board):
+    """What the program began with, once a note of work has been read."""
+    work, _ = _got(board, NOTES)
+    return work
+
+
+@gluon.jit
+def _got(board, place):
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     fields = joined((), gl.max(board.notes.index(place * FIELDS).load(layout), 0))
     for field in gl.static_range(1, WORK + SPAN):
         fields = joined(fields, gl.max(board.notes.index(place * FIELDS + field).load(layout), 0))
-    mbarrier.arrive(board.empty.index(place), count=1)
     work = Work(
         fields[0],
         fields[1],
@@ -159,11 +170,16 @@ def _round_of(index, lengths, ROWS: gl.constexpr, POSITIONS: gl.constexpr, VARIA
 
 @gluon.jit
 def _write(board, index, work, span):
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     place = index % NOTES
     mbarrier.wait(board.empty.index(place), index // NOTES & 1 ^ 1)
+    _put(board, place, work, span)
+    mbarrier.arrive(board.full.index(place), count=1)
+
+
+@gluon.jit
+def _put(board, place, work, span):
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     for field in gl.static_range(WORK):
         board.notes.index(place * FIELDS + field).store(gl.full([1], work[field], gl.int32, layout))
     for field in gl.static_range(SPAN):
         board.notes.index(place * FIELDS + WORK + field).store(gl.full([1], span[field], gl.int32, layout))
-    mbarrier.arrive(board.full.index(place), count=1)

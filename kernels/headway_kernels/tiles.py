@@ -135,4 +135,4 @@ def _decode_by_roles(wide: int, group: int) -> Tiles:
     positions = 128 if wide <= 64 else 64
     if group <= 64:
         return Tiles(rows=64, positions=positions, num_warps=4, num_stages=2, groups=1, programs=2)
-    return Tiles(rows=128, positions=128, num_warps=4, num_stages=3 if wide <= 64 else 2, groups=2)
+    return Tiles(rows=128, positions=128, num_warps=4, num_stages=2, groups=2)

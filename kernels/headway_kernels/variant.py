@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """dense: without pages; shares: what has a slot goes to the parts that will be merged; window to lse:
-    whether there is such an argument.
+    """dense: without pages; shares: results may be parts, to be merged; single: one query a sequence;
+    window to lse: whether there is such an argument.
     """
 
     dense: bool = False
     shares: bool = False
+    single: bool = False
     causal: bool = True
     window: bool
     softcap: bool
