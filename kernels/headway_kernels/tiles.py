@@ -45,9 +45,8 @@ class RowTile:
 
 def tiles(op: Op, *, head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     """head_dim: values of a head; group: the most query heads that share a KV head."""
-    wide = padded(head_dim)
     if op == "paged_decode":
-        return _decode(wide, group, dtype, capability)
+        return _decode(head_dim, group, dtype, capability)
     return _prefill(head_dim, dtype, capability)
 
 
@@ -118,13 +117,14 @@ def _prefill(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> 
     return Tiles(rows=128, positions=64, num_warps=4, num_stages=4)
 
 
-def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+def _decode(head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    wide = padded(head_dim)
     if capability[0] == HOPPER[0] and dtype != torch.float32:
         return _decode_by_roles(wide, group)
     rows = min(padded(group), 64 if wide > 128 else 128)
     if dtype == torch.float32:
         return Tiles(rows=min(rows, 32), positions=32, num_warps=4, num_stages=2, programs=2)
-    if capability[0] not in SHARED_LARGE or wide > 128:
+    if capability[0] not in SHARED_LARGE or wide > 128 or head_dim % 16:  # through registers: `_prefill`
         return Tiles(rows=min(rows, 64), positions=32, num_warps=4, num_stages=2, programs=2)
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)
