@@ -45,10 +45,9 @@ class RowTile:
 
 def tiles(op: Op, *, head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
     """head_dim: values of a head; group: the most query heads that share a KV head."""
-    wide = padded(head_dim)
     if op == "paged_decode":
-        return _decode(wide, group, dtype, capability)
-    return _prefill(wide, dtype, capability)
+        return _decode(head_dim, group, dtype, capability)
+    return _prefill(head_dim, dtype, capability)
 
 
 def tiles_by_roles(head_dim: int) -> Tiles:
@@ -99,9 +98,16 @@ def padded(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def _prefill(wide: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+def _prefill(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    """Heads that are no multiple of 16 values, which Triton compiles for, come value by value, through
+    registers: of a tile as large as the others' a thread at D 72 keeps 1.5 KB on the stack, of these nothing.
+    """
+    wide = padded(head_dim)
     if dtype == torch.float32:
         return Tiles(rows=32, positions=32, num_warps=4, num_stages=1 if wide > 128 else 2)
+    if head_dim % 16:
+        positions = 16 if wide > 128 else 32
+        return Tiles(rows=2 * positions, positions=positions, num_warps=8, num_stages=2)
     if capability[0] not in SHARED_LARGE:
         return Tiles(rows=64, positions=32 if wide > 128 else 64, num_warps=4, num_stages=2)
     if wide > 128:
@@ -111,13 +117,14 @@ def _prefill(wide: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tile
     return Tiles(rows=128, positions=64, num_warps=4, num_stages=4)
 
 
-def _decode(wide: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+def _decode(head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+    wide = padded(head_dim)
     if capability[0] == HOPPER[0] and dtype != torch.float32:
         return _decode_by_roles(wide, group)
     rows = min(padded(group), 64 if wide > 128 else 128)
     if dtype == torch.float32:
         return Tiles(rows=min(rows, 32), positions=32, num_warps=4, num_stages=2, programs=2)
-    if capability[0] not in SHARED_LARGE or wide > 128:
+    if capability[0] not in SHARED_LARGE or wide > 128 or head_dim % 16:  # through registers: `_prefill`
         return Tiles(rows=min(rows, 64), positions=32, num_warps=4, num_stages=2, programs=2)
     if rows > 64:
         return Tiles(rows=rows, positions=64, num_warps=8, num_stages=3, programs=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from attention_cases import HEADS, VARIANTS
+from attention_cases import BESIDE, EMPTY, HEADS, VARIANTS
 from attention_checks import check_decode, check_prefill, check_prefill_dense
 from headway_kernels.tiles import Tiles
 from waiting import without_waiting
@@ -48,18 +48,13 @@ def test_every_variant_and_grouping(heads: str, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
 def test_without_causality(variant: str) -> None:
     prefill(CHUNKS, HEADS["ragged"], variant, head_dim=128, causal=False)
-    prefill([(70, 70), (1500, 1500), (0, 0)], HEADS["ragged"], variant, head_dim=64, causal=False)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
-def test_dense_rows(variant: str, causal: bool) -> None:
-    dense(PAIRS, HEADS["ragged"], variant, head_dim=128, causal=causal)
-
-
-@pytest.mark.parametrize("head_dim", [64, 80, 256])
-def test_dense_rows_of_other_head_sizes(head_dim: int) -> None:
-    dense(PAIRS, HEADS["GQA"], head_dim=head_dim)
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 128, 200, 256])
+def test_dense_rows(head_dim: int, variant: str, causal: bool) -> None:
+    dense(PAIRS, HEADS["ragged"], variant, head_dim=head_dim, causal=causal)
 
 
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
@@ -69,7 +64,7 @@ def test_several_queries_a_sequence(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["plain", "all of them"])
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [40, 64, 72, 80, 96, 128, 192, 200, 256])
 def test_every_head_size(head_dim: int, variant: str) -> None:
     prefill(CHUNKS, HEADS["GQA"], variant, head_dim=head_dim)
     decode(LENGTHS, HEADS["GQA"], variant, head_dim=head_dim)
@@ -82,16 +77,63 @@ def test_every_page_size(head_dim: int, page_size: int) -> None:
     decode(LENGTHS, HEADS["ragged"], "window", head_dim=head_dim, page_size=page_size)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
-def test_long_prompts(head_dim: int, variant: str) -> None:
-    prefill([(70, 70), (1500, 1500), (0, 0), (1, 1)], HEADS["ragged"], variant, head_dim=head_dim)
+def test_long_prompts(head_dim: int, variant: str, causal: bool) -> None:
+    lengths = [(70, 70), (1500, 1500), (0, 0), (1, 1)]
+    prefill(lengths, HEADS["ragged"], variant, head_dim=head_dim, causal=causal)
 
 
+@pytest.mark.parametrize("heads", ["ragged", "MQA, more heads than a tile has rows"])
 @pytest.mark.parametrize("page_size", [8, 24])
-def test_pages_that_no_box_fits_are_read_by_pointer(page_size: int) -> None:
-    prefill(CHUNKS, HEADS["ragged"], "window", head_dim=128, page_size=page_size)
-    decode(LENGTHS, HEADS["ragged"], "window", head_dim=128, page_size=page_size)
+@pytest.mark.parametrize("head_dim", [64, 72, 128, 256])
+def test_pages_that_no_box_fits_are_read_by_pointer(head_dim: int, page_size: int, heads: str) -> None:
+    """Of decoding the plan is by roles nevertheless, and the plain kernel takes its shares."""
+    prefill(CHUNKS, HEADS[heads], "window", head_dim=head_dim, page_size=page_size)
+    decode(LENGTHS, HEADS[heads], "window", head_dim=head_dim, page_size=page_size)
+    decode(LENGTHS, HEADS[heads], "sinks", head_dim=head_dim, page_size=page_size, num_queries=3)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_queries_and_results_that_are_parts_of_wider_rows(beside: str, head_dim: int) -> None:
+    """The copy engine's kernels take some of them; decoding is planned by roles for the others as well."""
+    options: dict[str, Any] = {"head_dim": head_dim, "beside": BESIDE[beside]}
+    prefill(CHUNKS, HEADS["ragged"], "sinks", **options)
+    dense(PAIRS, HEADS["ragged"], "sinks", **options)
+    decode(LENGTHS, HEADS["ragged"], "sinks", **options)
+    decode(LENGTHS, HEADS["MQA, more heads than a tile has rows"], num_queries=2, **options)
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+@pytest.mark.parametrize("head_dim", [40, 72, 200])
+def test_heads_with_room_to_a_multiple_of_16_values(head_dim: int, variant: str) -> None:
+    """The copy engine's kernels take these head sizes where queries lie so, keys and values being dense."""
+    options: dict[str, Any] = {"head_dim": head_dim, "beside": ((0, 8, 0), (0, 0, 0))}
+    prefill(CHUNKS, HEADS["ragged"], variant, **options)
+    dense(PAIRS, HEADS["ragged"], variant, **options)
+    decode(LENGTHS, HEADS["ragged"], variant, **options)
+
+
+@pytest.mark.parametrize("variant", ["plain", "sinks"])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_sequences_without_a_context_give_zeros_and_the_sinks_as_log_sum_exp(
+    empty: str, variant: str
+) -> None:
+    decode(EMPTY[empty], HEADS["ragged"], variant, head_dim=128)
+    decode(EMPTY[empty] * 100, HEADS["GQA"], variant, num_queries=2)  # more sequences than programs
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+@pytest.mark.parametrize("num_seqs", [1, 5, 300])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_several_blocks_of_rows_of_fewer_sequences_than_programs_and_of_more(
+    head_dim: int, num_seqs: int, variant: str
+) -> None:
+    """284 rows of one KV head and 12 of the other, three blocks each, or five."""
+    lengths = [index * 37 % 450 for index in range(3, num_seqs + 3)]
+    decode(lengths, (0, 71, 74), variant, head_dim=head_dim, num_queries=4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,13 +1,16 @@
 """Flash prefill in Triton's interpreter: float32 and float16, against float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 pytest.importorskip("triton")
 
-from attention_cases import HEADS, VARIANTS
+from attention_cases import BESIDE, HEADS, VARIANTS
 from attention_checks import check_prefill
 from headway_kernels.flash_prefill import flash_prefill
 from headway_kernels.tiles import Tiles
@@ -17,17 +20,18 @@ CHUNKS = [(7, 7), (1, 40), (0, 33), (20, 70), (1, 1)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_over_ragged_groups(variant: str, dtype: torch.dtype) -> None:
+def test_every_variant_over_ragged_groups(variant: str, causal: bool, dtype: torch.dtype) -> None:
+    """Without causality every query sees its whole context; a window and ALiBi count to either side."""
     torch.manual_seed(0)
-    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, dtype=dtype, tile=SMALL)
+    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, dtype=dtype, tile=SMALL, causal=causal)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_without_causality(variant: str) -> None:
-    """Every query sees its whole context; a window and ALiBi count distance to either side."""
+@pytest.mark.parametrize("beside", BESIDE)
+def test_queries_and_results_that_are_parts_of_wider_rows(beside: str) -> None:
     torch.manual_seed(0)
-    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], variant, tile=SMALL, causal=False)
+    check_prefill(flash_prefill, CHUNKS, HEADS["ragged"], "sinks", tile=SMALL, beside=BESIDE[beside])
 
 
 @pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
@@ -36,10 +40,35 @@ def test_groups_of_any_size_fill_a_tile(heads: str) -> None:
     check_prefill(flash_prefill, [(3, 3), (5, 37)], HEADS[heads], "window", tile=SMALL)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [40, 64, 72, 80, 96, 128, 192, 200, 256])
 def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     torch.manual_seed(0)
     check_prefill(flash_prefill, [(3, 3), (9, 150)], (0, 2), head_dim=head_dim, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("which", ["out_TQD", "lse_TQ"])
+def test_a_value_written_beside_the_results_is_found(which: str) -> None:
+    def careless(*inputs: Tensor, **options: Any) -> Tensor:
+        result = options[which]
+        result.as_strided((1,), (1,), result.storage_offset() - 1).zero_()
+        return flash_prefill(*inputs, **options)
+
+    with pytest.raises(AssertionError, match="something beside a result was written"):
+        check_prefill(careless, [(3, 5)], (0, 2), tile=SMALL, beside=BESIDE["heads wider than their values"])
+
+
+@pytest.mark.parametrize(("head_dim", "page_size"), [(128, 24), (256, 8)])
+def test_71_heads_of_one_in_pages_that_no_box_fits(head_dim: int, page_size: int) -> None:
+    torch.manual_seed(0)
+    check_prefill(
+        flash_prefill,
+        [(2, 2), (3, 70)],
+        (0, 71),
+        "window",
+        head_dim=head_dim,
+        page_size=page_size,
+        dtype=torch.float16,
+    )
 
 
 @settings(max_examples=6, deadline=None)

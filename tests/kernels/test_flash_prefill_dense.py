@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from attention_cases import HEADS, VARIANTS
+from attention_cases import BESIDE, HEADS, VARIANTS
 from attention_checks import check_prefill_dense
 from headway_kernels.flash_prefill_dense import flash_prefill_dense
 from headway_kernels.tiles import Tiles
@@ -26,11 +26,17 @@ def test_every_variant_from_any_row_on(variant: str, causal: bool) -> None:
     check_prefill_dense(flash_prefill_dense, PAIRS, HEADS["ragged"], variant, tile=SMALL, causal=causal)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 96, 128, 192, 200, 256])
 def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     torch.manual_seed(0)
     pairs = [(3, 3), (9, 150)]
     check_prefill_dense(flash_prefill_dense, pairs, (0, 2), head_dim=head_dim, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_queries_and_results_that_are_parts_of_wider_rows(beside: str) -> None:
+    torch.manual_seed(0)
+    check_prefill_dense(flash_prefill_dense, PAIRS, HEADS["ragged"], tile=SMALL, beside=BESIDE[beside])
 
 
 @settings(max_examples=6, deadline=None)

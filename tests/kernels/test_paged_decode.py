@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from attention_cases import HEADS, VARIANTS
+from attention_cases import BESIDE, EMPTY, HEADS, VARIANTS
 from attention_checks import check_decode
 from headway_kernels.decode_plan import plan_decode
 from headway_kernels.hopper_roles import registers_of
@@ -20,7 +20,7 @@ SMALL = Tiles(rows=16, positions=16, num_warps=4, num_stages=2)
 LENGTHS = [1, 40, 0, 16, 65]
 
 
-def test_71_heads_with_the_tile_chosen_for_them_and_rows_enough_to_merge_several_heads_at_once() -> None:
+def test_71_heads_with_the_tile_chosen_for_them_and_sequences_in_several_shares() -> None:
     torch.manual_seed(0)
     lengths = [1, 64, 0, 200, 65, 0, 130, *range(8)]
     check_decode(paged_decode, plan_decode, lengths, (0, 71), dtype=torch.float16, num_programs=6)
@@ -53,13 +53,84 @@ def test_every_variant_with_several_queries_a_sequence(variant: str) -> None:
     )
 
 
+@pytest.mark.parametrize("variant", ["plain", "sinks"])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_sequences_without_a_context_give_zeros_and_the_sinks_as_log_sum_exp(
+    empty: str, variant: str
+) -> None:
+    torch.manual_seed(0)
+    for num_queries, num_programs in ((1, 5), (3, 2)):
+        check_decode(
+            paged_decode,
+            plan_decode,
+            EMPTY[empty],
+            HEADS["ragged"],
+            variant,
+            num_queries=num_queries,
+            tile=SMALL,
+            num_programs=num_programs,
+            check_values=True,
+        )
+
+
+@pytest.mark.parametrize("variant", ["plain", "all of them"])
+@pytest.mark.parametrize("num_programs", [4, 30, 31, 90])
+def test_several_blocks_of_rows_dealt_to_fewer_programs_and_to_more(num_programs: int, variant: str) -> None:
+    """46 rows of one KV head and 8 of the other, three blocks of 16 each: 30 pieces, if none were cut."""
+    torch.manual_seed(0)
+    check_decode(
+        paged_decode,
+        plan_decode,
+        LENGTHS,
+        (0, 23, 27),
+        variant,
+        num_queries=2,
+        tile=SMALL,
+        num_programs=num_programs,
+    )
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_queries_and_results_that_are_parts_of_wider_rows(beside: str) -> None:
+    torch.manual_seed(0)
+    for dtype, num_queries in ((torch.float16, 1), (torch.float32, 2)):
+        check_decode(
+            paged_decode,
+            plan_decode,
+            LENGTHS,
+            HEADS["ragged"],
+            "sinks",
+            dtype=dtype,
+            num_queries=num_queries,
+            num_programs=5,
+            beside=BESIDE[beside],
+        )
+
+
+@pytest.mark.parametrize(("head_dim", "page_size"), [(64, 8), (128, 24), (256, 8)])
+def test_a_plan_by_roles_for_pools_that_the_copy_engine_does_not_take(head_dim: int, page_size: int) -> None:
+    torch.manual_seed(0)
+    for bounds, num_programs in (((0, 71), 3), ((0, 5, 7), 9)):
+        check_decode(
+            paged_decode,
+            plan_decode,
+            [3, 0, 150],
+            bounds,
+            "window",
+            head_dim=head_dim,
+            page_size=page_size,
+            dtype=torch.float16,
+            num_programs=num_programs,
+        )
+
+
 @pytest.mark.parametrize("heads", ["MHA", "MQA", "MQA, more heads than a tile has rows"])
 def test_groups_of_any_size(heads: str) -> None:
     torch.manual_seed(0)
     check_decode(paged_decode, plan_decode, [37, 3], HEADS[heads], "window", tile=SMALL, num_programs=3)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 96, 128, 192, 256])
 def test_every_head_size_with_the_tiles_chosen_for_it(head_dim: int) -> None:
     torch.manual_seed(0)
     check_decode(paged_decode, plan_decode, [3, 150], (0, 2), head_dim=head_dim, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""What the attention kernels' tests share: poisoned page pools, attention in float64, and the tolerance.
+"""What the attention kernels' tests share: cases, poisoned memory, attention in float64, and the tolerance.
 
 A kernel's error may be at most twice that of the same computation in plain PyTorch at the same precision.
 """
@@ -26,6 +26,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ALiBi": {"alibi_slopes_Q": 0.3},
     "all of them": {"window": 21, "softcap": 3.0, "sinks_Q": 1.0, "alibi_slopes_Q": 0.3},
 }
+EMPTY = {  # contexts of sequences, by which of them have none
+    "all": [0, 0, 0],
+    "the only one": [0],
+    "the first": [0, 0, 40, 17],
+    "the last": [40, 17, 0, 0],
+    "some in between": [40, 0, 0, 17, 0, 3],
+    "all but one": [0, 0, 90, 0, 0],
+}
+Beside = tuple[int, int, int]  # values before a row's first head, behind each head, and behind the last one
+BESIDE: dict[str, tuple[Beside, Beside]] = {  # queries, and their results
+    "queries of a fused product": ((0, 0, 256), (64, 0, 32)),
+    "heads wider than their values": ((32, 16, 48), (16, 16, 0)),
+    "results at odd places": ((0, 0, 256), (3, 1, 1)),
+    "rows off 16 values": ((0, 0, 8), (0, 0, 8)),
+    "heads off 16 values": ((0, 8, 0), (8, 8, 0)),
+    "all off 16 bytes": ((4, 0, 12), (4, 0, 12)),
+    "queries at odd places": ((3, 1, 1), (0, 0, 0)),
+}
+NOTHING: tuple[Beside, Beside] = ((0, 0, 0), (0, 0, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +57,36 @@ class Cache:
     v_pool: Tensor
     table: Tensor  # int32 [S, P]; behind a sequence's pages it points anywhere
     nobodys: int  # a page that holds nothing but NaN
+
+
+class Results:
+    """Where a launch is to leave its results: parts of wider rows, NaN everywhere."""
+
+    def __init__(
+        self, shape: Sequence[int], beside: Beside, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        num_rows, num_heads, _ = shape
+        self.out, self._out = part_of_wider(shape, beside, dtype, device)
+        lse, self._lse = part_of_wider((num_rows, 1, num_heads), beside, torch.float32, device)
+        self.lse = lse[:, 0]
+
+    def assert_alone(self) -> None:
+        """Raise if anything beside them was written; they are NaN again."""
+        for part, whole in ((self.out, self._out), (self.lse, self._lse)):
+            part.fill_(torch.nan)
+            assert bool(whole.isnan().all()), "something beside a result was written"
+
+
+def part_of_wider(
+    shape: Sequence[int], beside: Beside, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """([T, Q, D] with so much beside its heads, all of that), NaN everywhere."""
+    num_rows, num_heads, head_dim = shape
+    before, between, behind = beside
+    width = num_heads * (head_dim + between)
+    whole = torch.full((num_rows, before + width + behind), torch.nan, dtype=dtype, device=device)
+    heads = whole[:, before : before + width].unflatten(1, (num_heads, head_dim + between))
+    return heads[..., :head_dim], whole
 
 
 def make_cache(

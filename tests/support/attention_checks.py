@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_cases import Cache, assert_as_exact, make_cache, naive, options_of
+from attention_cases import (
+    NOTHING,
+    Beside,
+    Cache,
+    Results,
+    assert_as_exact,
+    make_cache,
+    naive,
+    options_of,
+    part_of_wider,
+)
 
 SCALE = 0.17
 Launch = Callable[..., Tensor]
@@ -25,18 +35,21 @@ def check_prefill(
     device: str = "cpu",
     causal: bool = True,
     far: int | None = None,
+    beside: tuple[Beside, Beside] = NOTHING,
     **settings: Any,
 ) -> None:
-    """lengths: (new tokens, tokens with them) of each sequence. far: a window that leaves out nothing."""
+    """lengths: (new tokens, tokens with them) of each sequence. far: a window that leaves out nothing.
+    beside: of the queries and of their results, which are parts of wider rows.
+    """
     cache = _cache([context for _, context in lengths], bounds, page_size, head_dim, dtype, device)
     starts = torch.tensor([0, *(count for count, _ in lengths)]).cumsum(0).int()
-    q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
+    q_TQD = _queries(int(starts[-1]), bounds[-1], head_dim, beside[0], dtype, device)
+    results = Results(q_TQD.shape, beside[1], dtype, device)
     options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
     if window := options.get("window"):  # pages that have left it are freed
         for row, (count, context) in enumerate(lengths):
             cache.table[row, : max(context - count - window + 1, 0) // page_size] = cache.nobodys
-    lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
-    out_TQD = flash_prefill(
+    found = flash_prefill(
         q_TQD,
         cache.k_pool,
         cache.v_pool,
@@ -46,14 +59,16 @@ def check_prefill(
         lengths=lengths,
         group_bounds=bounds,
         scale=SCALE,
-        out_TQD=torch.full_like(q_TQD, torch.nan),
-        lse_TQ=lse_TQ,
+        out_TQD=results.out,
+        lse_TQ=results.lse,
         **options | ({} if far is None else {"window": far}),
         **settings,
     )
+    assert found is results.out
     for row, (start, end) in enumerate(pairwise(starts.tolist())):
         part = slice(start, end)
-        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], cache.keys[row], cache.values[row], bounds, options)
+        _judge(results, part, q_TQD, cache.keys[row], cache.values[row], bounds, options)
+    results.assert_alone()
 
 
 def check_prefill_dense(
@@ -66,10 +81,11 @@ def check_prefill_dense(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     causal: bool = True,
+    beside: tuple[Beside, Beside] = NOTHING,
     **settings: Any,
 ) -> None:
-    """lengths: (queries, keys) of each sequence. Keys and values are parts of wider rows that hold NaN
-    besides, as do rows before the first and behind the last.
+    """lengths: (queries, keys) of each sequence; beside: as in `check_prefill`. Keys and values are parts of
+    wider rows that hold NaN besides, as do rows before the first and behind the last.
     """
     starts, key_starts = (
         torch.tensor([0, *(pair[side] for pair in lengths)]).cumsum(0).int() for side in (0, 1)
@@ -80,10 +96,10 @@ def check_prefill_dense(
         dtype
     )
     k_TGD, v_TGD = wide[40 : num_keys + 40, :, :num_heads].unbind(1)
-    q_TQD = torch.randn(int(starts[-1]), bounds[-1], head_dim, device=device).to(dtype)
+    q_TQD = _queries(int(starts[-1]), bounds[-1], head_dim, beside[0], dtype, device)
+    results = Results(q_TQD.shape, beside[1], dtype, device)
     options = options_of(variant, bounds[-1], dtype, device) | {"causal": causal}
-    lse_TQ = torch.full(q_TQD.shape[:2], torch.nan, device=device)
-    out_TQD = flash_prefill_dense(
+    found = flash_prefill_dense(
         q_TQD,
         k_TGD,
         v_TGD,
@@ -92,15 +108,17 @@ def check_prefill_dense(
         lengths=lengths,
         group_bounds=bounds,
         scale=SCALE,
-        out_TQD=torch.full_like(q_TQD, torch.nan),
-        lse_TQ=lse_TQ,
+        out_TQD=results.out,
+        lse_TQ=results.lse,
         **options,
         **settings,
     )
+    assert found is results.out
     spans = zip(pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True)
     for (start, end), (key_start, key_end) in spans:
         part, keys = slice(start, end), slice(key_start, key_end)
-        _judge(out_TQD[part], lse_TQ[part], q_TQD[part], k_TGD[keys], v_TGD[keys], bounds, options)
+        _judge(results, part, q_TQD, k_TGD[keys], v_TGD[keys], bounds, options)
+    results.assert_alone()
 
 
 def check_decode(
@@ -116,16 +134,17 @@ def check_decode(
     device: str = "cpu",
     num_queries: int = 1,
     check_values: bool = False,
+    beside: tuple[Beside, Beside] = NOTHING,
     **settings: Any,
 ) -> None:
-    """lengths: of each sequence's context. `settings` go to the planner."""
+    """lengths: of each sequence's context; beside: as in `check_prefill`. `settings` go to the planner."""
     cache = _cache(lengths, bounds, page_size, head_dim, dtype, device)
-    q_BQD = torch.randn(len(lengths) * num_queries, bounds[-1], head_dim, device=device).to(dtype)
+    q_BQD = _queries(len(lengths) * num_queries, bounds[-1], head_dim, beside[0], dtype, device)
+    results = Results(q_BQD.shape, beside[1], dtype, device)
     options = options_of(variant, bounds[-1], dtype, device)
     if window := options.get("window"):  # pages that have left it are freed
         for row, context in enumerate(lengths):
             cache.table[row, : max(context - num_queries - window + 1, 0) // page_size] = cache.nobodys
-    lse_BQ = torch.full(q_BQD.shape[:2], torch.nan, device=device)
     context_lens_B = torch.tensor(lengths, dtype=torch.int32, device=device)
     plan = plan_decode(
         context_lens_B,
@@ -139,7 +158,7 @@ def check_decode(
     )
     plan.parts.fill_(torch.nan)
     plan.lse.fill_(torch.nan)
-    out_BQD = paged_decode(
+    found = paged_decode(
         q_BQD,
         cache.k_pool,
         cache.v_pool,
@@ -150,14 +169,23 @@ def check_decode(
         scale=SCALE,
         num_queries=num_queries,
         plan=plan,
-        out_BQD=torch.full_like(q_BQD, torch.nan),
-        lse_BQ=lse_BQ,
+        out_BQD=results.out,
+        lse_BQ=results.lse,
         check_values=check_values,
         **options,
     )
+    assert found is results.out
     for row in range(len(lengths)):
         part = slice(row * num_queries, (row + 1) * num_queries)
-        _judge(out_BQD[part], lse_BQ[part], q_BQD[part], cache.keys[row], cache.values[row], bounds, options)
+        _judge(results, part, q_BQD, cache.keys[row], cache.values[row], bounds, options)
+    results.assert_alone()
+
+
+def _queries(
+    num_rows: int, num_heads: int, head_dim: int, beside: Beside, dtype: torch.dtype, device: str
+) -> Tensor:
+    queries, _ = part_of_wider((num_rows, num_heads, head_dim), beside, dtype, device)
+    return queries.copy_(torch.randn(queries.shape, device=device))
 
 
 def _cache(
@@ -179,15 +207,16 @@ def _cache(
 
 
 def _judge(
-    out_TQD: Tensor,
-    lse_TQ: Tensor,
+    results: Results,
+    part: slice,
     q_TQD: Tensor,
     k_LGD: Tensor,
     v_LGD: Tensor,
     bounds: Sequence[int],
     options: dict[str, Any],
 ) -> None:
-    inputs = (q_TQD, k_LGD, v_LGD)
+    """The rows `part` of the results, and of the queries: those of one sequence."""
+    out_TQD, lse_TQ, inputs = results.out[part], results.lse[part], (q_TQD[part], k_LGD, v_LGD)
     exact, exact_lse = naive(*inputs, bounds=bounds, scale=SCALE, dtype=torch.float64, **options)
     plain, _ = naive(*inputs, bounds=bounds, scale=SCALE, dtype=_plain_dtype(out_TQD), **options)
     assert_as_exact(out_TQD, plain.to(out_TQD.dtype), exact)

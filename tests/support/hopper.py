@@ -1,7 +1,8 @@
 """Compile for a GPU what launches would run there, on a machine without one; nothing is executed.
 
-`python hopper.py [PART OF A NAME] [80 | 90 | 100]` prints a JSON line a launch: each kernel's registers,
-stack bytes (spills) and shared memory, or the error. TRITON_INTERPRET must not be set.
+`python hopper.py [PART OF A NAME] [80 | 89 | 90 | 100 | 120]` prints a JSON line a launch: each kernel's
+programs, threads, registers and stack bytes (spills) of a thread, and shared memory, or the error.
+TRITON_INTERPRET must not be set.
 """
 
 import json
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from headway_kernels import launch
 from launches import all_launches
 
 HOPPER = GPUTarget("cuda", 90, 32)
+MULTIPROCESSORS = 132
 
 
 class AbsentGpu:
@@ -40,7 +43,7 @@ class AbsentGpu:
         return 0
 
 
-def usage(kernel: Any) -> dict[str, Any]:
+def usage(kernel: Any, grid: tuple[int, ...]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(kernel.asm["cubin"])
@@ -49,6 +52,8 @@ def usage(kernel: Any) -> dict[str, Any]:
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", told))
     return {
         "kernel": kernel.metadata.name,
+        "programs": prod(grid),
+        "threads": 32 * kernel.metadata.num_warps,
         "registers": int(found["REG"]),
         "stack": int(found["STACK"]) + int(found["LOCAL"]),
         "shared": kernel.metadata.shared,
@@ -57,15 +62,16 @@ def usage(kernel: Any) -> dict[str, Any]:
 
 def main(part: str = "", capability: str = "90") -> None:
     driver.set_active(AbsentGpu(GPUTarget("cuda", int(capability), 32)))
-    compiled: list[Any] = []
+    compiled: list[tuple[Any, tuple[int, ...]]] = []
     run = JITFunction.run
 
-    def only_compile(self: Any, *arguments: Any, warmup: bool, **options: Any) -> Any:
-        compiled.append(run(self, *arguments, warmup=True, **options))
-        return compiled[-1]
+    def only_compile(self: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        compiled.append((kernel, grid))
+        return kernel
 
     JITFunction.run = only_compile
-    launch.num_multiprocessors = lambda device: 132
+    launch.num_multiprocessors = lambda device: MULTIPROCESSORS
     launch.capability = lambda device: divmod(int(capability), 10)
     for name, make in all_launches().items():
         if part not in name:
@@ -74,7 +80,7 @@ def main(part: str = "", capability: str = "90") -> None:
         try:
             torch.manual_seed(0)
             make("cpu")()
-            told: dict[str, Any] = {"kernels": [usage(kernel) for kernel in compiled]}
+            told: dict[str, Any] = {"kernels": [usage(*one) for one in compiled]}
         except Exception as error:
             told = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps({"launch": name, **told}), flush=True)

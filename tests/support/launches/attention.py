@@ -120,12 +120,15 @@ LAUNCHES = {
     ),
     "prefill, 128 values, all warps alike": partial(_prefill, head_dim=128, tile=ALIKE),
     "prefill, 192 values, window and softcap": partial(_prefill, head_dim=192, **EVERYTHING),
+    "prefill, 72 values": partial(_prefill, head_dim=72),
+    "prefill, 200 values, window and softcap": partial(_prefill, head_dim=200, **EVERYTHING),
     "prefill, 80 values, float32": partial(_prefill, head_dim=80, dtype=torch.float32),
     "prefill, 128 values, bidirectional": partial(_prefill, head_dim=128, causal=False),
     "prefill, 192 values, bidirectional, window and softcap": partial(
         _prefill, head_dim=192, causal=False, **EVERYTHING
     ),
     "dense, 64 values, bidirectional": partial(_dense, head_dim=64, causal=False),
+    "dense, 72 values": partial(_dense, head_dim=72),
     "dense, 80 values": partial(_dense, head_dim=80),
     "dense, 128 values": partial(_dense, head_dim=128),
     "dense, 192 values": partial(_dense, head_dim=192),
