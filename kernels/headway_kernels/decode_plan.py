@@ -127,7 +127,10 @@ def plan_decode(
     if tile.rows & (tile.rows - 1):
         raise ValueError(f"plan_decode: tile must have a power of two of rows, got {tile.rows}")
     num_seqs = len(context_lens_B)
-    num_programs = num_programs or num_multiprocessors(device) * tile.programs
+    at_once = num_multiprocessors(device) * tile.programs
+    num_programs = at_once if num_programs is None else num_programs
+    if num_programs < 1 or (tile.groups and num_programs > at_once):  # by roles they wait for each other
+        raise ValueError(f"plan_decode: num_programs must be from 1 to {at_once}, got {num_programs}")
     blocks = -(-group * num_queries // tile.rows)
     made = torch.empty(2 * num_programs + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(

@@ -32,6 +32,11 @@ def whole(box):
 
 
 @gluon.constexpr_function
+def _shape_of(number, box):
+    return [number, *box.block_shape]
+
+
+@gluon.constexpr_function
 def interleaved(positions, wide):
     """How a tile [N, D] lies in shared memory that came as whole boxes: [N / 8, D / 64, 8, 64], swizzled as
     the copy engine does, 16 bytes by the row of the 8.
@@ -106,10 +111,7 @@ def _fetch(
         if CHECKED:
             row = gl.where(there, row, box.shape[0 if WHOLE else -2])
         rows = joined(rows, row)
-    if WHOLE:
-        shape: gl.constexpr = [NUM, BOX // BOX_ROWS, CHUNKS, BOX_ROWS, BOX_VALUES]
-    else:
-        shape: gl.constexpr = [CHUNKS * NUM, BOX, BOX_VALUES] if PAGE else [CHUNKS * NUM, 1, BOX, BOX_VALUES]
+    shape: gl.constexpr = _shape_of(NUM if WHOLE else NUM * CHUNKS, box)
     stage, turn = index_of_all % STAGES, index_of_all // STAGES
     boxes = reinterpret(ring.smem.index(stage), ring.smem.dtype, shape, box.layout)
     mbarrier.wait(ring.empty.index(stage), turn & 1 ^ 1)

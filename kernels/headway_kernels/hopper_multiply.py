@@ -21,8 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from headway_kernels import online_softmax
-from headway_kernels.hopper_merge import launches_before, merge_parts, slot_of, tell, token_of
-from headway_kernels.hopper_work import GROUP_ROWS, begin_of, begun, read_note
+from headway_kernels.hopper_merge import launches_before, merge_parts, slot_of, tell
+from headway_kernels.hopper_work import GROUP_ROWS, begin_of, begun, read_note, token_of
 from headway_kernels.online_softmax import LN_2, LOG2_E, LOWEST
 
 shape_scores = gluon.jit(online_softmax.shape_scores.fn)
@@ -88,11 +88,13 @@ def multiply(
     D: gl.constexpr,
     VARIANT: gl.constexpr,
 ):
-    """One tile of rows after another, the next one's q fetched meanwhile, and then the program's part in the merge."""
+    """One tile of rows after another, the next one's q fetched meanwhile; then what is to be merged."""
     STAGES: gl.constexpr = keys.smem.shape[0]
     q_smem = q_smem.index(GROUP)
     num_done, num_read = 0, 1
-    num_launches = launches_before(tensors) if VARIANT.shares else 0
+    num_launches = 0
+    if VARIANT.shares and GROUP == 0:
+        num_launches = launches_before(tensors)
     work, span = read_note(0, board)
     _fetch_queries(GROUP, work, q_smem, tensors, D, VARIANT)
     while span.num_tiles > 0:

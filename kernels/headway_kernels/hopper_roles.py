@@ -63,7 +63,9 @@ def run_roles(
     dtype: gl.constexpr = tensors.q.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     q_smem = gl.allocate_shared_memory(dtype, [GROUPS, GROUP_ROWS, WIDE], layout)
-    notes = gl.allocate_shared_memory(gl.int32, [(NOTES + 1) * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    notes = gl.allocate_shared_memory(
+        gl.int32, [(NOTES + 1) * FIELDS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
     tile_layout: gl.constexpr = interleaved(POSITIONS, WIDE) if whole(k_box) else layout
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, POSITIONS, WIDE], tile_layout)

@@ -35,8 +35,8 @@ class Lengths(NamedTuple):
 
 
 class Board(NamedTuple):
-    """Notes in shared memory, with two barriers each: written; read by all. Behind these lies for good what the
-    program began with.
+    """Notes in shared memory, with two barriers each: written; read by all. In a place behind them is, for
+    good, what the program began with.
     """
 
     notes: Any
@@ -133,6 +133,16 @@ def _got(board, place):
         fields[11],
     )
     return work, Span(fields[12], fields[13], fields[14], fields[15], fields[16], fields[17])
+
+
+@gluon.jit
+def token_of(row_M, group, SINGLE: gl.constexpr):
+    """(token, head) of a KV head's rows. SINGLE: of one token, which needs no division: that is some 25
+    instructions, and code that runs once a layer is as slow as its fetching.
+    """
+    if SINGLE:
+        return (row_M >= group).to(gl.int32), row_M
+    return row_M // group, row_M % group
 
 
 @gluon.jit

@@ -23,9 +23,7 @@ from headway_kernels.decode_tiles import parts_of, slot_of
 from headway_kernels.launch import FUSED
 from headway_kernels.merge import weigh
 from headway_kernels.online_softmax import LN_2, first_step, last_step
-from headway_kernels.tiles import merge_rows, padded
-
-MERGED = 32  # parts that a program reads at a time, of all its rows
+from headway_kernels.tiles import MERGED, merge_rows, padded
 
 
 def merge_shares(call: DecodeCall) -> None:

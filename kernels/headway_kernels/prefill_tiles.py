@@ -14,9 +14,9 @@ import triton.language as tl
 
 
 class Work(NamedTuple):
-    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. num_parts: of the
-    result, by as many programs from number `first_program` on (`decode_tiles`); one is all of it. num_mergers:
-    the last ones of these, who begin with it.
+    """A tile of rows. offset: the row of the keys where a sequence of dense ones begins. num_parts: of its
+    result, each by a program, from number `first_program` on (`decode_tiles`); one part is all of it.
+    num_mergers: the last of these programs, who begin with it.
     """
 
     kv_head: Any

@@ -10,6 +10,7 @@ import torch
 
 Op = Literal["flash_prefill", "paged_decode"]
 HOPPER = (9, 0)
+MERGED = 32  # parts that a program of `merge_shares` reads at a time, of all its rows
 SHARED_LARGE = (9, 10)  # major capabilities of devices with 227 KiB of shared memory a multiprocessor
 
 
@@ -90,7 +91,7 @@ def vocab_chunk(num_rows: int, vocab_size: int) -> int:
 
 def merge_rows(num_rows: int, num_parts: int) -> int:
     """Rows of a block that a program of `merge_shares` takes: as many as its parts leave room for."""
-    return max(min(padded(num_rows, 1), 8, 32 // padded(num_parts, 1)), 1)
+    return max(min(padded(num_rows, 1), 8, MERGED // padded(num_parts, 1)), 1)
 
 
 def padded(size: int, least: int = 16) -> int:
@@ -134,8 +135,8 @@ def _decode(head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int
 def _decode_by_roles(wide: int, group: int) -> Tiles:
     """Of `hopper_decode`. On an H200, 2026-11-25, 32/8 heads, D 128, 32 x 4096: tiles of 64 positions in two
     programs of 2 stages 137 us, of 3 stages 139, of 32 positions and 6 stages 142; one program 148 to 151.
-    71 heads of one, D 64, 64 x 4096: two groups, 128 positions, 3 stages 34.4, 5 stages 35.1, two programs
-    39.5. Of D above 128 nothing has been measured.
+    71 heads of one, D 64, 64 x 4096: two groups, 128 positions, 2 or 3 stages within 1% of each other; more
+    stages or programs were slower (kernels/README.md). Of D above 128 nothing has been measured.
     """
     if wide > 128:
         return Tiles(rows=64, positions=64, num_warps=4, num_stages=3, groups=1)

@@ -110,7 +110,7 @@ def test_queries_and_results_that_are_parts_of_wider_rows(beside: str) -> None:
 @pytest.mark.parametrize(("head_dim", "page_size"), [(64, 8), (128, 24), (256, 8)])
 def test_a_plan_by_roles_for_pools_that_the_copy_engine_does_not_take(head_dim: int, page_size: int) -> None:
     torch.manual_seed(0)
-    for bounds, num_programs in (((0, 71), 3), ((0, 5, 7), 9)):
+    for bounds, num_programs in (((0, 71), 4), ((0, 5, 7), 3)):
         check_decode(
             paged_decode,
             plan_decode,
@@ -261,12 +261,15 @@ def test_a_plan_of_another_step_and_arguments_that_do_not_fit_are_named() -> Non
 
 def test_a_plan_for_what_no_step_has_is_refused() -> None:
     lens, numbers = torch.zeros(2, dtype=torch.int32), {"num_kv_heads": 1, "group": 4, "head_dim": 64}
+    by_roles = Tiles(rows=64, positions=64, num_warps=4, num_stages=2, groups=1)
     for wrong, message in [
         ({"num_kv_heads": 0}, "num_kv_heads must be from 1 to 2147483647, got 0"),
         ({"head_dim": 512}, "head_dim must be from 1 to 256, got 512"),
         ({"num_queries": 99}, "num_queries must be from 1 to 8, got 99"),
         ({"window": 0}, "window must be an integer of at least 1, got 0"),
         ({"dtype": torch.int8}, "dtype must be a 16- or 32-bit float, got torch.int8"),
+        ({"num_programs": 0}, "num_programs must be from 1 to 8, got 0"),
+        ({"num_programs": 5, "tile": by_roles}, "num_programs must be from 1 to 4, got 5"),
     ]:
         with pytest.raises(ValueError, match=f"plan_decode: {message}"):
             plan_decode(lens, **{**numbers, "dtype": torch.float32, **wrong})
