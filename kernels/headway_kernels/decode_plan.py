@@ -36,13 +36,16 @@ from headway_kernels.launch import (
 )
 from headway_kernels.tiles import Tiles, padded, tiles
 
+MOST_PROGRAMS = 1 << 14  # with whose parts the merge counts in 32 bits
 PLANNED = 8  # programs of the grid that one program of the planner looks after
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodePlan:
     """parts, lse: where programs leave results of sequences that they share with others: [2 W, rows, D] and
-    [2 W, rows] in float32; a program shares the first and the last of its sequences, at most.
+    [2 W, rows] in float32; a program shares the first and the last of its sequences, at most. Launches that
+    share a plan follow one another, on one stream: they share these places, and `finished` counts on from one
+    to the next.
     """
 
     tile: Tiles
@@ -102,7 +105,8 @@ def plan_decode(
 
     context_lens_B: int32, the newest token included; group: the most query heads that share a KV head.
     num_queries: the newest tokens of each sequence that are queries.
-    Raises ValueError for lengths that are not dense int32, and for numbers that no step has.
+    Raises ValueError for lengths that are not dense int32, for numbers that no step has, for a tile whose
+    rows are no power of two, and for more programs than run at once where they have to (by roles).
     """
     device = context_lens_B.device
     for name, number, most in (
@@ -129,8 +133,9 @@ def plan_decode(
     num_seqs = len(context_lens_B)
     at_once = num_multiprocessors(device) * tile.programs
     num_programs = at_once if num_programs is None else num_programs
-    if num_programs < 1 or (tile.groups and num_programs > at_once):  # by roles they wait for each other
-        raise ValueError(f"plan_decode: num_programs must be from 1 to {at_once}, got {num_programs}")
+    most = at_once if tile.groups else MOST_PROGRAMS  # by roles they wait for each other
+    if not 1 <= num_programs <= most:
+        raise ValueError(f"plan_decode: num_programs must be from 1 to {most}, got {num_programs}")
     blocks = -(-group * num_queries // tile.rows)
     made = torch.empty(2 * num_programs + num_seqs + 1, dtype=torch.int32, device=device)
     plan = DecodePlan(

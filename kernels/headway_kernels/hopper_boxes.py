@@ -1,7 +1,7 @@
 """What the copy engine of Hopper (TMA) is told of keys and values, and whether it takes them.
 
 A box, its unit, has the positions that lie in a row wherever a tile begins, and 128 bytes of each; of pages
-all values, where those are a multiple of that.
+all values, where those are two or more whole runs of that.
 """
 
 import torch

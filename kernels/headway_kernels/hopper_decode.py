@@ -7,7 +7,9 @@ on their way, and the queries of many heads take the warp groups' products.
 A tile has 64 rows where a KV head's queries fit in them, most of them empty: memory is what decoding waits
 for, and up to D 128 two programs a multiprocessor hide one's softmax behind the other's fetching.
 
-Shares, pieces, rows and parts are those of `paged_decode` (`decode_tiles`), and so is the layout.
+Shares, pieces, rows and parts are those of `paged_decode` (`decode_tiles`), and so is the layout. Parts are
+merged in the same launch (`hopper_merge`), so programs wait for each other, and the launch is cooperative.
+Grid: the plan's programs.
 """
 
 from triton.experimental import gluon

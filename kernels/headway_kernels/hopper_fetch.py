@@ -2,10 +2,10 @@
 
 A tile comes as boxes: 64 values, which is what lies together in shared memory, by as many positions as lie in
 a row, a page's at most. So pages are read where they lie, whatever their size; dense rows are one long page.
-Where all values of a page are whole runs of 64, a box has all of them (`whole`): half as many boxes at D 128.
-Boxes outside of what a sequence sees are fetched from outside of the tensor, which gives zeros. Slots behind
-its end in its last page may hold anything, NaN too, which no weight of zero would silence: among values they
-are overwritten in shared memory.
+Where all values of a page are several whole runs of 64, a box has all of them (`whole`): half as many boxes
+at D 128. Boxes outside of what a sequence sees are fetched from outside of the tensor, which gives zeros.
+Slots behind its end in its last page may hold anything, NaN too, which no weight of zero would silence: among
+values they are overwritten in shared memory.
 
 Shape suffixes: N positions of a tile, D values of a head.
 """

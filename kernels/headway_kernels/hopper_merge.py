@@ -1,17 +1,17 @@
 """The end of a program of `hopper_decode`: parts of a result merged by log-sum-exp, in the same launch.
 
 A program that has left its parts says so in a count. Those that began with a part of the same result wait
-for all who have one, and share its rows out: parts are read by as many multiprocessors as wrote them. All
-programs end at about the same time, so the wait is short. Since they wait for each other they must all be at
-work at once: a cooperative launch sees to that, or fails.
+for all who have one, and share its rows out: parts are read by as many programs as wrote them, or one fewer.
+All programs end at about the same time, so the wait is short. Since they wait for each other they must all
+be at work at once: a cooperative launch sees to that, or fails.
 
 A kernel of its own (`merge_shares`, which other devices have) is launched, and looks up anew what a program
-here knows: 32 x 4096 took 136 us with it and takes 133, 1 x 4096 13.0 and 12.0, and with 71 queries of a KV
-head 64 x 4096 35.7 and 31.7 (H200, 2026-11-25).
+here knows: with 71 queries of a KV head and 3 stages 64 x 4096 took 35.2 us with it and takes 31.3, 1 x 32768
+15.1 and 14.1 (H200, 2026-11-25).
 
 What runs once a launch is as slow as the fetching of its code, while K and V stream past it: two sizes of
-tile, in one group, and no divisions. With three sizes, in both groups, the kernel had 207 KB of code in place
-of 129, and the merge gained nothing at 64 x 4096.
+tile, in one group, and with one query no division a row. With three sizes, in both groups, the kernel had
+207 KB of code in place of 129, and the merge gained nothing at 64 x 4096.
 
 Shape suffixes: K parts, H rows that are merged at once, D values of a head.
 """
@@ -23,7 +23,7 @@ from headway_kernels import decode_tiles, online_softmax
 from headway_kernels.hopper_work import GROUP_ROWS, token_of
 from headway_kernels.online_softmax import LN_2
 
-VALUES = gl.constexpr(8192)  # read at once: 64 a thread
+VALUES = gl.constexpr(8192)  # read at once, by 128 threads: 64 each
 
 # Triton 3.6 has another name for it.
 thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -35,7 +35,9 @@ last_step = gluon.jit(online_softmax.last_step.fn)
 
 @gluon.jit
 def launches_before(tensors):
-    """How many the program has finished. Another group may have told of this one."""
+    """Launches of the plan that the program has finished. Other groups may have told of this one already; the
+    one that reads has not, so the quotient is right.
+    """
     return gl.load(tensors.finished + gl.program_id(0)) // tensors.num_groups
 
 
@@ -65,13 +67,15 @@ def merge_parts(work, num_launches, tensors, WIDE: gl.constexpr, D: gl.constexpr
 
 @gluon.jit
 def _turns(num_parts, num_rows, PARTS: gl.constexpr, WIDE: gl.constexpr):
-    """That so many rows of so many parts take, PARTS at a time."""
+    """Rounds of loads for so many rows of so many parts, PARTS parts at a time."""
     return gl.cdiv(num_parts, PARTS) * gl.cdiv(num_rows, VALUES // (PARTS * WIDE))
 
 
 @gluon.jit
 def _wait(count, work, tensors):
-    """Until all programs with a part have told as often."""
+    """Until all programs with a part have told as often, a thread for each. The maximum over all threads
+    takes a barrier, so what one has acquired all may read.
+    """
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     for begin in range(0, work.num_parts, 128):
         part_K = begin + gl.arange(0, 128, layout=layout)
@@ -79,6 +83,7 @@ def _wait(count, work, tensors):
         behind = 1
         while behind > 0:
             ptr_K = tensors.finished + work.first_program + part_K
+            # Adds nothing: a load has no memory order here.
             found_K = gl.atomic_add(ptr_K, part_K * 0, mask=there_K, sem="acquire")
             behind = gl.max(gl.where(there_K, count - found_K, 0), 0)
 
@@ -97,7 +102,9 @@ def _merge_rows(
     """Rows [first, last) of a block, PARTS parts at a time."""
     part_rows: gl.constexpr = tensors.num_groups * GROUP_ROWS
     ROWS: gl.constexpr = VALUES // (PARTS * WIDE)
-    BY_ROW: gl.constexpr = min(ROWS, 4)  # warps; the others take values, so that none has to meet another
+    BY_ROW: gl.constexpr = min(
+        ROWS, 4
+    )  # warps along rows; the others lie along values, so that no sum crosses a warp
     LANES: gl.constexpr = min(WIDE // (4 // BY_ROW * 4), 32)
     MORE: gl.constexpr = min(32 // LANES, ROWS // BY_ROW)  # rows of a warp
     layout: gl.constexpr = gl.BlockedLayout(
@@ -124,6 +131,7 @@ def _merge_rows(
             there_KHD = there_KH[:, :, None] & (d_1D < D)[None, :, :]
             part_ptr_KHD = tensors.parts + (row_KH * D)[:, :, None] + d_1D[None, :, :]
             part_KHD = gl.load(part_ptr_KHD, mask=there_KHD, other=0.0)
+            # `merge.weigh`, whose shapes Gluon does not broadcast.
             new_max_H = gl.maximum(max_H, gl.max(lse_KH, 0))
             weight_KH = gl.exp2(lse_KH - new_max_H[None])
             keep_H = gl.exp2(max_H - new_max_H)

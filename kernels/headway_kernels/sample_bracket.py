@@ -5,7 +5,8 @@
 Weights are counts where top-k cuts, else masses. The first pivots are spaced for rows as models give them,
 dense near the largest score; the second ones divide what is left evenly.
 
-Shape suffixes: R chunks of a row, W sums of a row, one for each pivot of a round.
+Shape suffixes: R chunks of a row, W sums of a row, one for each pivot of a round; V tokens of
+a program.
 """
 
 import triton

@@ -134,9 +134,10 @@ def _decode(head_dim: int, group: int, dtype: torch.dtype, capability: tuple[int
 
 def _decode_by_roles(wide: int, group: int) -> Tiles:
     """Of `hopper_decode`. On an H200, 2026-11-25, 32/8 heads, D 128, 32 x 4096: tiles of 64 positions in two
-    programs of 2 stages 137 us, of 3 stages 139, of 32 positions and 6 stages 142; one program 148 to 151.
-    71 heads of one, D 64, 64 x 4096: two groups, 128 positions, 2 or 3 stages within 1% of each other; more
-    stages or programs were slower (kernels/README.md). Of D above 128 nothing has been measured.
+    programs of 2 stages 137 us, of 3 stages 139, of 32 positions and 6 stages 142; one program 148 to 151,
+    all with the merge as a kernel of its own. 71 heads of one, D 64, 64 x 4096: two groups, 128 positions,
+    2 or 3 stages within 1% of each other (which is ahead differs by batch and run); more stages or programs
+    were slower (kernels/README.md). Of D above 128 nothing has been measured.
     """
     if wide > 128:
         return Tiles(rows=64, positions=64, num_warps=4, num_stages=3, groups=1)

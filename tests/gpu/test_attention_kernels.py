@@ -70,7 +70,7 @@ def test_every_head_size(head_dim: int, variant: str) -> None:
     decode(LENGTHS, HEADS["GQA"], variant, head_dim=head_dim)
 
 
-@pytest.mark.parametrize("page_size", [16, 32, 64, 128, 1024])
+@pytest.mark.parametrize("page_size", [16, 32, 48, 64, 80, 128, 1024])
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
 def test_every_page_size(head_dim: int, page_size: int) -> None:
     prefill(CHUNKS, HEADS["ragged"], "window", head_dim=head_dim, page_size=page_size)

@@ -268,7 +268,7 @@ def test_a_plan_for_what_no_step_has_is_refused() -> None:
         ({"num_queries": 99}, "num_queries must be from 1 to 8, got 99"),
         ({"window": 0}, "window must be an integer of at least 1, got 0"),
         ({"dtype": torch.int8}, "dtype must be a 16- or 32-bit float, got torch.int8"),
-        ({"num_programs": 0}, "num_programs must be from 1 to 8, got 0"),
+        ({"num_programs": 0}, "num_programs must be from 1 to 16384, got 0"),
         ({"num_programs": 5, "tile": by_roles}, "num_programs must be from 1 to 4, got 5"),
     ]:
         with pytest.raises(ValueError, match=f"plan_decode: {message}"):
