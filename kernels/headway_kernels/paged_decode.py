@@ -7,8 +7,9 @@ one tile (row = token * group + head): 16 at least, what a matrix product takes.
 equal shares of all tiles of positions (`decode_plan`, `decode_tiles`). A sequence that lies in one share is
 written at once; the others leave partial results, to be merged: here by a second kernel (`merge_shares`).
 Layout: q, out [B * num_queries, Q, D]; pools [pages, kv_heads, page_size, D], gathered by pointer; the next
-tile's page numbers are read a tile ahead. This is the plain kernel, which runs everywhere; Hopper has one of its own
-(`hopper_decode`), which merges by itself. Grid: a multiple of the multiprocessors; then that of the merge.
+tile's page numbers are read a tile ahead. This is the plain kernel, which runs everywhere; Hopper has one of
+its own (`hopper_decode`), which merges by itself. Grid: a multiple of the multiprocessors; then that of the
+merge.
 
 Source: flash decoding (arXiv 2311.01282, split over the sequence), FlashInfer (arXiv 2501.01005, plan and
 run), Stream-K (arXiv 2301.03598, equal shares).
