@@ -40,17 +40,18 @@ def takes(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> bool:
 def boxes(k: Tensor, v: Tensor, positions: int, *, paged: bool) -> tuple[TensorDescriptor, TensorDescriptor]:
     """(boxes of K, of V) for tiles of so many positions."""
     page_size, head_dim = k.shape[2:]
+    in_a_row = min(positions, page_size & -page_size)  # wherever a tile begins, no box goes beyond a page
     if paged and head_dim > BOX_VALUES.value and head_dim % BOX_VALUES.value == 0:
         chunks = head_dim // BOX_VALUES.value
         block = [
-            min(positions, page_size & -page_size) // BOX_ROWS.value,
+            in_a_row // BOX_ROWS.value,
             padded(chunks, 1),
             BOX_ROWS.value,
             BOX_VALUES.value,
         ]
         rows = [one.view(-1, BOX_ROWS.value, chunks, BOX_VALUES.value).transpose(1, 2) for one in (k, v)]
     elif paged:
-        block = [min(positions, page_size & -page_size), BOX_VALUES.value]
+        block = [in_a_row, BOX_VALUES.value]
         rows = [one.view(-1, head_dim) for one in (k, v)]
     else:
         block = [1, positions, BOX_VALUES.value]

@@ -114,6 +114,7 @@ def begun(board):
 
 @gluon.jit
 def _got(board, place):
+    """(work, span) as they lie in a place."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     fields = joined((), gl.max(board.notes.index(place * FIELDS).load(layout), 0))
     for field in gl.static_range(1, WORK + SPAN):
@@ -188,6 +189,7 @@ def _write(board, index, work, span):
 
 @gluon.jit
 def _put(board, place, work, span):
+    """Write them to a place, and tell nobody."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     for field in gl.static_range(WORK):
         board.notes.index(place * FIELDS + field).store(gl.full([1], work[field], gl.int32, layout))

@@ -214,7 +214,8 @@ def _weigh_listed_kernel(
     """Add the weights above the second pivots of a chunk of a row's list, if that is longer than a block."""
     index = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * CHUNK
-    num_listed = tl.load(tables[5] + tl.load(tables[0] + index) * SUMS + LISTED)
+    places_ptr, _, _, _, _, all_sums_ptr = tables
+    num_listed = tl.load(all_sums_ptr + tl.load(places_ptr + index) * SUMS + LISTED)
     if (num_listed > BLOCK) & (first < num_listed):
         _, temperature, top_k, _, _, largest, sums_ptr = _cut_row(tables, strides, num_chunks, WIDE)
         counts = top_k < vocab_size
