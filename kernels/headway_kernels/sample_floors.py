@@ -154,6 +154,13 @@ def _cut_row(tables, strides, num_chunks, WIDE: tl.constexpr):
     return place, temperature, top_k, top_p, least, largest, sums_ptr + place * SUMS
 
 
+@triton.jit
+def _num_listed(tables):
+    """Of the program's row."""
+    places_ptr, _, _, _, _, sums_ptr = tables
+    return tl.load(sums_ptr + tl.load(places_ptr + tl.program_id(0)) * SUMS + LISTED)
+
+
 @triton.jit(do_not_specialize=["num_chunks"])
 def _weigh_kernel(
     logits_ptr, logits_row, tables, strides, vocab_size, num_chunks, WIDE: tl.constexpr, CHUNK: tl.constexpr
@@ -214,8 +221,7 @@ def _weigh_listed_kernel(
     """Add the weights above the second pivots of a chunk of a row's list, if that is longer than a block."""
     index = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * CHUNK
-    places_ptr, _, _, _, _, all_sums_ptr = tables
-    num_listed = tl.load(all_sums_ptr + tl.load(places_ptr + index) * SUMS + LISTED)
+    num_listed = _num_listed(tables)
     if (num_listed > BLOCK) & (first < num_listed):
         _, temperature, top_k, _, _, largest, sums_ptr = _cut_row(tables, strides, num_chunks, WIDE)
         counts = top_k < vocab_size
